@@ -1,0 +1,1 @@
+"""Engines: what runs a client app behind a local Grid."""

@@ -1,0 +1,68 @@
+"""The loop engine: one client after the other, in this process."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from flwr.app import Context, Message, RecordDict
+
+from fedkd.grid import failure
+
+App = Callable[[Message, Context], Message]
+
+
+class Loop:
+    """Runs a Flower ClientApp in process.
+
+    Args:
+        app: The client app.
+        timeout: Seconds one client may take. The clock interrupts Python code on the main thread of a Unix process;
+            elsewhere a late reply is refused once it arrives.
+    """
+
+    def __init__(self, app: App, timeout: float | None = None) -> None:
+        self.app = app
+        self.timeout = timeout
+
+    def __call__(self, jobs: Iterable[tuple[Message, Context]]) -> Iterator[Message]:
+        """Answer jobs in order."""
+        for message, context in jobs:
+            yield self._answer(message, context)
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        before = RecordDict(dict(context.state))
+        start = time.monotonic()
+        try:
+            with _deadline(self.timeout):
+                reply = self.app(message, context)
+        except Exception as error:
+            context.state = before
+            return failure(message, f"{type(error).__name__}: {error}")
+        if self.timeout is not None and time.monotonic() - start > self.timeout:
+            context.state = before
+            return failure(message, f"TimeoutError: answered after {time.monotonic() - start:.1f} s")
+        return reply
+
+
+@contextmanager
+def _deadline(seconds: float | None) -> Iterator[None]:
+    """Raise TimeoutError in the body after ``seconds``, where a signal can do that."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(signum: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

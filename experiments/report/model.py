@@ -1,0 +1,162 @@
+"""What a report knows about a run, as frozen values; every number may be missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One scoring of all clients' models; fractions in [0, 1]."""
+
+    balanced_mean: float | None = None
+    personal_mean: float | None = None
+    personal_std: float | None = None
+    personal_worst10: float | None = None
+    global_model: float | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One answer that was refused or never came."""
+
+    round: int
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """One line of ``metrics.jsonl``; the bytes are this round's, epsilon is spent so far."""
+
+    number: int
+    cohort: int | None
+    accuracy: Accuracy
+    up: int
+    down: int
+    epsilon: float | None
+    failures: tuple[Failure, ...]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One client: its model, its data and how its model ended."""
+
+    client: int
+    model: str
+    train: int | None
+    test: int | None
+    classes: tuple[int, ...]
+    balanced: float | None
+    personal: float | None
+    epsilon: float | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """One audited model or message: how well an outsider tells canaries in from canaries out."""
+
+    name: str
+    leaves: bool
+    auroc: float | None
+    low: float | None
+    high: float | None
+    null_low: float | None
+    null_high: float | None
+    p_value: float | None
+    exposure: float | None
+    exposure_chance: float | None
+    n_in: int | None
+    n_out: int | None
+
+    @property
+    def leaks(self) -> bool | None:
+        """Whether the AUROC is above the null band; None where either is missing."""
+        if self.auroc is None or self.null_high is None:
+            return None
+        return self.auroc > self.null_high
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All audited targets, and what pure chance would give."""
+
+    targets: tuple[Target, ...]
+    auroc: float | None
+    exposure: float | None
+    chance_auroc: float
+    chance_exposure: float
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """The privacy statement; an epsilon of infinity protects nothing."""
+
+    epsilon: float | None
+    delta: float | None
+    unit: str = ""
+    relation: str = ""
+    view: str = ""
+    sampling: str = ""
+    accountant: str = ""
+    upper_bound: bool | None = None
+    assumptions: tuple[str, ...] = ()
+    exclusions: tuple[str, ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read; ``finished`` says whether it has a summary."""
+
+    label: str
+    finished: bool
+    method: str
+    dataset: str
+    seed: str
+    clients: int | None
+    planned: int | None
+    mechanism: str
+    accuracy: Accuracy
+    up: int | None
+    down: int | None
+    privacy: Privacy | None
+    audit: Audit | None
+    failures: int
+    seconds: float | None
+    rounds: tuple[Round, ...] = ()
+    rows: tuple[ClientRow, ...] = ()
+    compare: tuple[Run, ...] = ()
+    config_text: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> Run | None:
+        """The first compared run that trained alone, unless this run is one itself."""
+        return None if self.is_local else next((row for row in self.compare if row.is_local), None)
+
+    @property
+    def reference(self) -> Run | None:
+        """The baseline, or the run itself when it trained alone: what all rows of the page are held against."""
+        return self if self.is_local else self.baseline
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this run is training alone."""
+        return self.method == LOCAL
+
+    @property
+    def last_round(self) -> int | None:
+        """The number of the last round that left a line, None without any."""
+        return self.rounds[-1].number if self.rounds else None
+
+    @property
+    def epsilon(self) -> float | None:
+        """What was spent in the end: the summary's word, else the last round's."""
+        if self.privacy is not None and self.privacy.epsilon is not None:
+            return self.privacy.epsilon
+        return next((line.epsilon for line in reversed(self.rounds) if line.epsilon is not None), None)

@@ -1,0 +1,65 @@
+"""Read the privacy statement and the audit of a summary."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from experiments.report.model import Audit, Privacy, Target
+from experiments.report.values import count, items, mapping, number, plain
+
+CHANCE_EXPOSURE = 1 / math.log(2)  # bits: the mean of -log2 of a uniform rank
+
+
+def read_privacy(value: Any) -> Privacy | None:
+    """The statement; the outer epsilon and delta win over the statement's own."""
+    if not isinstance(value, dict):
+        return None
+    said = mapping(value.get("statement"), None)
+    outer, inner = number(value.get("epsilon")), number(said.get("epsilon"))
+    delta = number(value.get("delta"))
+    bound = said.get("upper_bound")
+    return Privacy(
+        epsilon=inner if outer is None else outer,
+        delta=number(said.get("delta")) if delta is None else delta,
+        **{name: plain(said.get(name)) for name in ("unit", "relation", "view", "sampling", "accountant", "text")},
+        upper_bound=bound if isinstance(bound, bool) else None,
+        assumptions=tuple(plain(one) for one in items(said.get("assumptions"))),
+        exclusions=tuple(plain(one) for one in items(said.get("exclusions"))),
+    )
+
+
+def read_audit(value: Any) -> Audit | None:
+    """The audited targets, in the order of the file."""
+    if not isinstance(value, dict):
+        return None
+    chance = mapping(value.get("chance"), None)
+    exposure = number(chance.get("exposure"))
+    level = CHANCE_EXPOSURE if exposure is None else exposure
+    return Audit(
+        targets=tuple(_target(one, level) for one in items(value.get("targets"))),
+        auroc=number(value.get("auroc")),
+        exposure=number(value.get("exposure_mean")),
+        chance_auroc=number(chance.get("auroc")) or 0.5,
+        chance_exposure=level,
+    )
+
+
+def _target(value: Any, level: float) -> Target:
+    """One audited target; a target that does not say stays home is counted as leaving."""
+    told = mapping(value, None)
+    exposure = number(told.get("exposure_chance"))
+    return Target(
+        name=plain(told.get("target") or "target"),
+        leaves=told.get("leaves_client") is not False,
+        auroc=number(told.get("auroc")),
+        low=number(told.get("auroc_low")),
+        high=number(told.get("auroc_high")),
+        null_low=number(told.get("null_low")),
+        null_high=number(told.get("null_high")),
+        p_value=number(told.get("p_value")),
+        exposure=number(told.get("exposure_mean")),
+        exposure_chance=level if exposure is None else exposure,
+        n_in=count(told.get("n_in")),
+        n_out=count(told.get("n_out")),
+    )

@@ -1,0 +1,406 @@
+"""The configuration: a frozen, typed tree from TOML and ``key=value`` overrides.
+
+An unknown key, a wrong type or a contradiction is a `ConfigError` of one line, raised before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedkd.errors import ConfigError
+from fedkd.method import Method
+from fedkd.registry import METHODS, method_class, near
+
+Raw = dict[str, Any]
+Partition = Literal["iid", "dirichlet", "pathological", "quantity", "natural"]
+PARTITION_FIELD = {"dirichlet": "alpha", "quantity": "alpha", "pathological": "classes"}
+
+
+class Section(BaseModel):
+    """One table of the configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(Section):
+    """Which images, and how they are split over clients."""
+
+    name: str = Field("digits", description="data set; 'files' reads your own from data.path")
+    path: str | None = Field(None, description="your own .npz, image folder, IDX or CIFAR batch files")
+    partition: Partition = Field("iid", description="how the data are split over clients")
+    alpha: float | None = Field(None, gt=0, description="concentration of 'dirichlet' and 'quantity'; small is skewed")
+    classes: int | None = Field(None, ge=1, description="classes a client of 'pathological'")
+    public: int = Field(0, ge=0, description="public images held out for methods that need them")
+    reserve: int = Field(0, ge=0, description="images held out like data.public but used by nobody")
+    test: int = Field(500, ge=1, description="size of the balanced global test set")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of a client's data kept for its own test")
+    min_size: int = Field(10, ge=2, description="smallest client allowed, in samples")
+    limit: int | None = Field(None, ge=1, description="use a seeded subset of this many images")
+
+
+class FederationConfig(Section):
+    """Who takes part, and for how long."""
+
+    clients: int = Field(10, ge=1, description="number of clients")
+    rounds: int = Field(10, ge=1, description="number of rounds")
+    cohort: int | float | None = Field(None, gt=0, description="clients a round: a number or a fraction; default all")
+    quorum: int | float = Field(
+        0.5, gt=0, description="usable answers a round needs: a number or a share of the cohort"
+    )
+    client_timeout: float | None = Field(None, gt=0, description="seconds a client may take; default no limit")
+    evaluate_every: int = Field(1, ge=1, description="evaluate all clients every so many rounds, and after the last")
+
+    def cohort_size(self) -> int:
+        """Clients sampled each round."""
+        return _count(self.cohort, self.clients) if self.cohort is not None else self.clients
+
+    def quorum_size(self) -> int:
+        """Usable answers a round needs."""
+        return _count(self.quorum, self.cohort_size())
+
+
+def _count(value: float, whole: int) -> int:
+    return max(1, round(value * whole)) if value < 1 else int(value)
+
+
+class ModelConfig(Section):
+    """Architectures."""
+
+    name: str = Field("cnn", description="architecture of the clients and of the server's own model")
+    by_client: list[str] = Field([], description="architectures of the clients, in turn; default all model.name")
+
+
+class NoPrivacy(Section):
+    """Messages leave as they are."""
+
+    mechanism: Literal["none"] = "none"
+
+
+class GaussianPrivacy(Section):
+    """Rows of logits are clipped and Gaussian noise is added: client-level."""
+
+    mechanism: Literal["gaussian"] = "gaussian"
+    epsilon: float = Field(10.0, gt=0, description="budget of the whole run")
+    delta: float = Field(1e-5, gt=0, lt=1, description="delta of the whole run")
+    clip: float = Field(5.0, gt=0, description="L2 bound of one row of logits")
+    trust: Literal["client", "server"] = Field("client", description="who adds the noise, and is trusted until then")
+
+
+class AmbassadorPrivacy(Section):
+    """A proxy model trained by DP-SGD answers in the client's place: record-level."""
+
+    mechanism: Literal["ambassador"] = "ambassador"
+    epsilon: float = Field(10.0, gt=0, description="budget of the whole run")
+    delta: float = Field(1e-5, gt=0, lt=1, description="delta of the whole run")
+    clip: float = Field(1.0, gt=0, description="L2 bound of one record's gradient")
+    sampling_rate: float = Field(0.35, gt=0, le=1, description="Poisson sampling rate of records, for every client")
+    steps: int = Field(8, ge=1, description="DP-SGD steps a round")
+    lr: float = Field(0.7, gt=0, description="learning rate of DP-SGD")
+    model: str | None = Field(None, description="architecture of the ambassadors; default each client's own")
+
+
+PrivacyConfig = NoPrivacy | GaussianPrivacy | AmbassadorPrivacy
+MECHANISMS: dict[str, type[PrivacyConfig]] = {
+    "none": NoPrivacy,
+    "gaussian": GaussianPrivacy,
+    "ambassador": AmbassadorPrivacy,
+}
+
+
+class AuditConfig(Section):
+    """What is planted in order to measure leakage."""
+
+    canaries: int = Field(0, ge=0, description="mislabelled images, each included with probability 1/2")
+
+
+class EngineConfig(Section):
+    """What runs the clients."""
+
+    name: Literal["loop"] = Field("loop", description="'loop': one after the other, in this process")
+    workers: int = Field(1, ge=1, le=1, description="worker processes; the loop engine has one")
+    device: str = Field("cpu", description="torch device of the clients' work, 'cpu' or 'cuda'")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": DataConfig,
+    "federation": FederationConfig,
+    "model": ModelConfig,
+    "audit": AuditConfig,
+    "engine": EngineConfig,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, fully determined.
+
+    Attributes:
+        seed: Every random choice follows from it.
+        method_name: Registered name of ``method``.
+        compare: Rows of the report's comparison: label -> overrides of this configuration.
+    """
+
+    seed: int
+    data: DataConfig
+    federation: FederationConfig
+    model: ModelConfig
+    method_name: str
+    method: Method
+    privacy: PrivacyConfig
+    audit: AuditConfig
+    engine: EngineConfig
+    compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    KEYS: ClassVar[tuple[str, ...]] = ("seed", *SECTIONS, "method", "privacy", "compare")
+
+    @classmethod
+    def from_raw(cls, raw: Mapping[str, Any]) -> Config:
+        """Validate a nested mapping, as parsed from TOML or JSON.
+
+        Raises:
+            ConfigError: An unknown key, a wrong type, or fields that contradict one another.
+        """
+        for key in raw:
+            if key not in cls.KEYS:
+                raise ConfigError(f"unknown key '{key}'; expected one of {', '.join(cls.KEYS)}{near(key, [*cls.KEYS])}")
+        seed = raw.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ConfigError(f"seed: expected a whole number from 0, got {seed!r}")
+        sections: dict[str, Any] = {name: _parse(kind, name, raw.get(name, {})) for name, kind in SECTIONS.items()}
+        method = dict(_table("method", raw.get("method", {})))
+        name = _text("method.name", method.pop("name", "local"))
+        privacy = _table("privacy", raw.get("privacy", {}))
+        mechanism = _text("privacy.mechanism", privacy.get("mechanism", "none"))
+        if mechanism not in MECHANISMS:
+            raise ConfigError(f"privacy.mechanism: expected one of {', '.join(MECHANISMS)}, got '{mechanism}'")
+        config = cls(
+            seed=seed,
+            method_name=name,
+            method=_parse(method_class(name), "method", method),
+            privacy=_parse(MECHANISMS[mechanism], "privacy", privacy),
+            compare=_compare(raw.get("compare", {})),
+            **sections,
+        )
+        _check(config)
+        return config
+
+    def raw(self) -> Raw:
+        """The resolved nested mapping; `from_raw` of it gives an equal configuration."""
+
+        def plain(model: BaseModel) -> Raw:
+            return model.model_dump(exclude_none=True)
+
+        return {
+            "seed": self.seed,
+            "data": plain(self.data),
+            "federation": plain(self.federation),
+            "model": plain(self.model),
+            "method": {"name": self.method_name, **plain(self.method)},
+            "privacy": plain(self.privacy),
+            "audit": plain(self.audit),
+            "engine": plain(self.engine),
+            "compare": {label: list(row) for label, row in self.compare.items()},
+        }
+
+    def to_json(self) -> str:
+        """The resolved configuration on one line, for Flower's flat run config."""
+        return json.dumps(self.raw(), sort_keys=True)
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that name what determines the results (the comparison rows do not)."""
+        raw = {key: value for key, value in self.raw().items() if key != "compare"}
+        return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_toml(self) -> str:
+        """The resolved configuration as TOML, its hash in the first line."""
+        return f"# config hash {self.hash}\n" + tomli_w.dumps(self.raw())
+
+    def client_models(self) -> list[str]:
+        """Architecture of each client."""
+        names = self.model.by_client or [self.model.name]
+        return [names[k % len(names)] for k in range(self.federation.clients)]
+
+
+def from_json(text: str) -> Config:
+    """Undo `Config.to_json`."""
+    return Config.from_raw(json.loads(text))
+
+
+def load(path: Path, overrides: Iterable[str] = (), seed: int | None = None) -> tuple[Config, list[str]]:
+    """Read a TOML file and apply ``key=value`` overrides.
+
+    Returns:
+        The configuration, and a note for each field of the file that an override made moot.
+
+    Raises:
+        ConfigError: The file is missing or malformed, or its contents are not a valid configuration.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a TOML configuration") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+    raw, notes = override(raw, overrides)
+    if seed is not None:
+        raw["seed"] = seed
+    return Config.from_raw(raw), notes
+
+
+def override(raw: Raw, overrides: Iterable[str]) -> tuple[Raw, list[str]]:
+    """Apply ``key=value`` overrides to a nested mapping.
+
+    Overriding a ``name``, ``partition`` or ``mechanism`` drops the fields that only its predecessor had, unless they
+    are overridden too; an unknown key stays, to be refused by `Config.from_raw`.
+    """
+    raw = json.loads(json.dumps(raw))
+    given: dict[str, Any] = {}
+    for text in overrides:
+        key, sep, value = text.partition("=")
+        if not sep or not key.strip():
+            raise ConfigError(f"override: expected key=value, such as method.mu=0.1, got '{text}'")
+        given[key.strip()] = _value(value.strip())
+    notes = [note for key, value in given.items() for note in _drop(raw, key, value, given)]
+    for key, value in given.items():
+        *tables, last = key.split(".")
+        table = raw
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"override: '{key}' does not name a field, because '{name}' is not a table")
+        table[last] = value
+    return raw, notes
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _drop(raw: Raw, key: str, value: Any, given: Mapping[str, Any]) -> list[str]:
+    """Delete what only the predecessor of a newly chosen variant had; return notes."""
+    section, _, last = key.partition(".")
+    table = raw.get(section)
+    if not isinstance(table, dict) or not isinstance(value, str):
+        return []
+    notes = []
+    if key == "method.name" and raw.get("data", {}).get("public") and not method_class(value).needs_public:
+        public = raw["data"].pop("public")
+        raw["data"]["reserve"] = raw["data"].get("reserve", 0) + public
+        notes.append(f"{value} uses no public set: data.public={public} is held out as data.reserve instead")
+    old, new = _fields(key, table.get(last)), _fields(key, value)
+    for name in [n for n in table if n in old and n not in new and f"{section}.{n}" not in given]:
+        notes.append(f"{section}.{name}={table.pop(name)} dropped: {key}={value} has no such field")
+    return notes
+
+
+def _fields(key: str, variant: Any) -> set[str]:
+    """Names of the fields that a variant has, for the keys that choose one."""
+    if key == "method.name":
+        return set(method_class(variant or "local").model_fields)
+    if key == "privacy.mechanism":
+        return set(MECHANISMS.get(variant or "none", NoPrivacy).model_fields)
+    if key == "data.partition":
+        return {PARTITION_FIELD[variant]} if variant in PARTITION_FIELD else set()
+    if key == "data.name":
+        return {"path"} if variant == "files" else set()
+    return set()
+
+
+def _table(name: str, raw: Any) -> Raw:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: expected a table, got {raw!r}")
+    return raw
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}: expected a name, got {value!r}")
+    return value
+
+
+def _parse(kind: type[Any], section: str, raw: Any) -> Any:
+    try:
+        return kind.model_validate(_table(section, raw))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, section, list(kind.model_fields))) from None
+
+
+def _one_line(error: ValidationError, section: str, known: list[str]) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in (section, *first["loc"]) if not str(part).startswith(("int", "float")))
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][0])
+        return f"unknown key '{key}'; expected one of {', '.join(known)}{near(name, known)}"
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+
+
+def _compare(raw: Any) -> dict[str, list[str]]:
+    rows = _table("compare", raw)
+    for label, row in rows.items():
+        if not isinstance(row, list) or not all(isinstance(item, str) for item in row):
+            raise ConfigError(f"compare.{label}: expected a list of key=value overrides, got {row!r}")
+        if not label or any(c in label for c in "/\\\0") or label.startswith("."):
+            raise ConfigError(f"compare.{label}: expected a label that can name a folder")
+    return rows
+
+
+def _check(config: Config) -> None:
+    """Refuse fields that contradict one another."""
+    data, federation, method = config.data, config.federation, config.method
+    wanted = PARTITION_FIELD.get(data.partition)
+    for name in ("alpha", "classes"):
+        value = getattr(data, name)
+        if value is None and name == wanted:
+            raise ConfigError(f"data.{name}: partition '{data.partition}' needs it; set data.{name}=...")
+        if value is not None and name != wanted:
+            raise ConfigError(f"data.{name}={value}: partition '{data.partition}' does not use it; remove it")
+    if method.needs_public and not data.public:
+        raise ConfigError(f"data.public=0: {config.method_name} teaches through public images; set data.public=1000")
+    if data.public and not method.needs_public:
+        raise ConfigError(
+            f"data.public={data.public}: {config.method_name} uses no public images; "
+            f"set data.public=0, or data.reserve={data.public} to keep the same partition as a method that does"
+        )
+    if federation.cohort_size() > federation.clients:
+        raise ConfigError(f"federation.cohort={federation.cohort}: there are only {federation.clients} clients")
+    if federation.quorum_size() > federation.cohort_size():
+        raise ConfigError(
+            f"federation.quorum={federation.quorum}: a round asks only {federation.cohort_size()} clients"
+        )
+    models = set(config.client_models())
+    if method.same_model and models != {config.model.name}:
+        raise ConfigError(
+            f"model.by_client: {config.method_name} averages weights, so every client must have model.name "
+            f"('{config.model.name}'), got {sorted(models)}; use fedmd or feddf for mixed architectures"
+        )
+    if method.optimizer == "adam" and method.momentum:
+        raise ConfigError(f"method.momentum={method.momentum}: only method.optimizer='sgd' uses it")
+
+
+def describe() -> dict[str, dict[str, tuple[str, Any]]]:
+    """Every key with its description and default, by section; for ``--help`` and the docs."""
+    sections: dict[str, type[BaseModel]] = dict(SECTIONS)
+    sections |= {f"privacy ({name})": kind for name, kind in MECHANISMS.items()}
+    sections |= {f"method ({name})": method_class(name) for name in METHODS}
+    return {
+        section: {name: (info.description or "", info.default) for name, info in kind.model_fields.items()}
+        for section, kind in sections.items()
+    }
+
+
+PARTITIONS: tuple[str, ...] = get_args(Partition)

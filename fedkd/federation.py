@@ -1,0 +1,148 @@
+"""A federation: data, split, architectures and tasks, as a pure function of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd import config as configs
+from fedkd import models
+from fedkd.config import AmbassadorPrivacy, Config
+from fedkd.data import datasets
+from fedkd.data.datasets import Dataset
+from fedkd.data.split import Split, SplitSpec, split
+from fedkd.errors import ConfigError
+from fedkd.learn import fit
+from fedkd.models import Model
+from fedkd.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """What is known before round 1, in every process alike.
+
+    Attributes:
+        models: Every architecture by name: the clients' and the server's.
+        client_models: Architecture of each client.
+        public_x: Public inputs (m, *shape).
+        test_x: Balanced global test inputs; test_y their labels.
+        labels: Labels of the data set with the canaries' wrong labels applied, the ones clients train on.
+    """
+
+    config: Config
+    dataset: Dataset
+    split: Split
+    models: Mapping[str, Model]
+    client_models: tuple[str, ...]
+    public_x: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    labels: np.ndarray
+    device: torch.device
+
+    def task(self, model: str) -> Task:
+        """The task as seen by whoever has architecture ``model``."""
+        method = self.config.method
+        return Task(
+            model=self.models[model],
+            models=self.models,
+            num_classes=self.dataset.num_classes,
+            public_x=self.public_x,
+            optimizer=method.descent(),
+            fit=fit,
+        )
+
+    @property
+    def server_task(self) -> Task:
+        """The server's task: its own model has the architecture ``model.name``."""
+        return self.task(self.config.model.name)
+
+    def client_task(self, client: int) -> Task:
+        """One client's task."""
+        return self.task(self.client_models[client])
+
+    def train_set(self, client: int) -> tuple[Tensor, Tensor]:
+        """Training inputs (n, *shape) and labels (n,) of one client, canaries included."""
+        index = self.split.train[client]
+        return self._inputs(self.dataset.x[index]), torch.from_numpy(self.labels[index]).to(self.device)
+
+    def own_test_set(self, client: int) -> tuple[Tensor, Tensor]:
+        """One client's own held-out inputs and labels."""
+        index = self.split.own_test[client]
+        return self._inputs(self.dataset.x[index]), torch.from_numpy(self.dataset.y[index]).to(self.device)
+
+    def canary_set(self) -> tuple[Tensor, Tensor]:
+        """Inputs of all canaries, in or out, and their wrong labels."""
+        canaries = self.split.canaries
+        return self._inputs(self.dataset.x[canaries.index]), torch.from_numpy(canaries.label).to(self.device)
+
+    def _inputs(self, x: np.ndarray) -> Tensor:
+        return datasets.to_tensor(x).to(self.device)
+
+
+def build(config: Config) -> Federation:
+    """Load the data, split them and name the architectures.
+
+    Raises:
+        ConfigError: The data are missing, or the partition or device asked for is impossible.
+    """
+    data = config.data
+    device = _device(config.engine.device)
+    dataset = datasets.load(data.name, Path(data.path) if data.path else None)
+    held_out = data.public + data.reserve
+    spec = SplitSpec(
+        clients=config.federation.clients,
+        partition=data.partition,
+        alpha=data.alpha,
+        classes=data.classes,
+        test=data.test,
+        public=held_out,
+        min_size=data.min_size,
+        test_fraction=data.test_fraction,
+        canaries=config.audit.canaries,
+        limit=data.limit,
+    )
+    parts = split(dataset, spec, config.seed)
+    shape = dataset.x.shape[1:]
+    client_models = tuple(config.client_models())
+    ambassador = config.privacy.model if isinstance(config.privacy, AmbassadorPrivacy) else None
+    names = sorted({*client_models, config.model.name, *([ambassador] if ambassador else [])})
+    source = (dataset.test_x, dataset.test_y) if parts.test_is_official else (dataset.x, dataset.y)
+    test_x, test_y = source[0][parts.test], source[1][parts.test]  # type: ignore[index]
+    public = dataset.x[parts.public[: data.public]]
+    return Federation(
+        config=config,
+        dataset=dataset,
+        split=parts,
+        models={name: models.build(name, shape, dataset.num_classes) for name in names},
+        client_models=client_models,
+        public_x=datasets.to_tensor(public).to(device),
+        test_x=datasets.to_tensor(test_x).to(device),
+        test_y=torch.from_numpy(test_y).to(device),
+        labels=parts.labels(dataset.y),
+        device=device,
+    )
+
+
+@lru_cache(maxsize=2)
+def from_json(text: str) -> Federation:
+    """The federation of a configuration, built once a process; how a Flower app finds its data."""
+    return build(configs.from_json(text))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"engine.device: expected 'cpu' or 'cuda', got '{name}'") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"engine.device='{name}': torch sees no CUDA device here; use engine.device=cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"engine.device: expected 'cpu' or 'cuda', got '{name}'")
+    return device

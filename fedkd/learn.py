@@ -1,0 +1,99 @@
+"""The verbs that client and server halves share: fit, imitate, average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.knowledge import Knowledge, Params
+from fedkd.losses import Loss, cross_entropy
+from fedkd.models import Model
+from fedkd.optim import Optimizer
+from fedkd.task import Client, Penalty, Task
+
+
+def batches(rng: np.random.Generator, n: int, batch: int, epochs: int) -> Tensor:
+    """Shuffled minibatches of ``n`` samples as indices (epochs * ceil(n / batch), batch); -1 pads the last of each.
+
+    ``batch`` is capped at ``n``, so that a small client makes no empty columns.
+    """
+    if n == 0 or epochs == 0:
+        return torch.empty((0, 1), dtype=torch.int64)
+    batch = min(batch, n)
+    steps = -(-n // batch)
+    padded = np.full((epochs, steps * batch), -1, dtype=np.int64)
+    for row in padded:
+        row[:n] = rng.permutation(n)
+    return torch.from_numpy(padded.reshape(epochs * steps, batch))
+
+
+def descend(params: Params, order: Tensor, loss: Callable[[Params, Tensor], Tensor], optimizer: Optimizer) -> Params:
+    """Minimise ``loss(params, row)`` with one step for each row of ``order``."""
+    state = optimizer.start(params)
+    for t, row in enumerate(order, start=1):
+        grads = gradient(lambda p, row=row: loss(p, row), params)  # type: ignore[misc]
+        params, state = optimizer.step(params, grads, state, t)
+    return params
+
+
+def gradient(loss: Callable[[Params], Tensor], params: Params) -> Params:
+    """Gradient of a scalar loss with respect to every parameter (zero where one is unused)."""
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    with torch.enable_grad():
+        value = loss(leaves)
+    grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, grads, strict=True))
+
+
+def masked_mean(values: Tensor, row: Tensor) -> Tensor:
+    """Mean of per-sample ``values`` (b,) over the entries of ``row`` (b,) that are not padding."""
+    real = (row >= 0).to(values.dtype)
+    return (values * real).sum() / real.sum().clamp(min=1)
+
+
+def fit(
+    task: Task, params: Params, client: Client, *, loss: Loss = cross_entropy, penalty: Penalty | None = None
+) -> Params:
+    """Minibatch descent on the client's own records, in the client's ``order``."""
+
+    def objective(p: Params, row: Tensor) -> Tensor:
+        index = row.clamp(min=0)
+        value = masked_mean(loss(task.model.apply(p, client.x[index]), client.y[index]), row)
+        return value if penalty is None else value + penalty(p)
+
+    return descend(params, client.order, objective, task.optimizer)
+
+
+def imitate(
+    model: Model, params: Params, x: Tensor, teacher: Tensor, order: Tensor, loss: Loss, optimizer: Optimizer
+) -> Params:
+    """Distil: train ``model`` to answer ``teacher`` (m, K) on the inputs ``x`` (m, *shape). Reads no private record."""
+
+    def objective(p: Params, row: Tensor) -> Tensor:
+        index = row.clamp(min=0)
+        return masked_mean(loss(model.apply(p, x[index]), teacher[index]), row)
+
+    return descend(params, order, objective, optimizer)
+
+
+def mean(knowledges: Sequence[Knowledge]) -> Knowledge:
+    """Weighted mean, tensor by tensor, summed in the order given. All must hold the same tensors."""
+    total = torch.stack([k.weight for k in knowledges]).sum()
+    shares = [k.weight / total for k in knowledges]
+    names = knowledges[0].tensors
+    mixed = {
+        name: _weighted_sum((s, k.tensors[name]) for s, k in zip(shares, knowledges, strict=True)) for name in names
+    }
+    return Knowledge(mixed, total)
+
+
+def _weighted_sum(terms: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    terms = iter(terms)
+    share, first = next(terms)
+    out = share * first
+    for share, value in terms:
+        out.add_(share * value)
+    return out

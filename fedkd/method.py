@@ -1,0 +1,151 @@
+"""A method: one paper, both halves of its algorithm box, and its hyper-parameters."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedkd import learn
+from fedkd.knowledge import Knowledge, Params, Schema
+from fedkd.models import Model
+from fedkd.optim import Adam, Optimizer, Sgd
+from fedkd.task import Client, Task
+
+Evidence = Literal["official-code", "proved", "paper", "reconstruction", "baseline"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Whom a message is for, or from.
+
+    Attributes:
+        client: Client id, from 0.
+        model: Name of the client's architecture.
+    """
+
+    client: int
+    model: str
+
+
+class Answer(Protocol):
+    """One client's released message, as a server half sees it."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who sent it."""
+        ...
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What was sent."""
+        ...
+
+
+class Pool(Protocol):
+    """What a server half may read of one round's answers, in client order."""
+
+    @property
+    def mean(self) -> Knowledge:
+        """Weighted mean; uniform and noised when trust ends at the server."""
+        ...
+
+    @property
+    def each(self) -> Sequence[Answer]:
+        """Every single answer. Raises `PrivacyError` when trust ends at the server."""
+        ...
+
+
+class Method(BaseModel):
+    """Base class of methods. A method's fields are its hyper-parameters, its attributes what it needs and sends.
+
+    ``client_update`` is written for one client and must be a pure function of tensors: whatever runs it (a loop, a
+    worker process, vmap, a real Flower client) is not its business. It may learn from private records through
+    ``task.fit`` only; `reads_records` says so where a method cannot keep to that.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    evidence: ClassVar[Evidence]
+    sends: ClassVar[Literal["nothing", "logits", "params"]]
+    needs_public: ClassVar[bool] = False
+    needs_each: ClassVar[bool] = False
+    same_model: ClassVar[bool] = False
+    reads_records: ClassVar[bool] = False
+
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="update rule of the clients' own training")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    momentum: float = Field(0.0, ge=0, lt=1, description="heavy-ball momentum (sgd only)")
+    batch: int = Field(32, ge=1, description="minibatch size")
+    epochs: int = Field(1, ge=0, description="local epochs a round")
+
+    def descent(self) -> Optimizer:
+        """The optimiser of local training; its state starts anew each round."""
+        return Adam(self.lr) if self.optimizer == "adam" else Sgd(self.lr, self.momentum)
+
+    def public_order(self, rng: np.random.Generator, m: int) -> torch.Tensor:
+        """A client's minibatches of the ``m`` public inputs in one round (steps, b); none by default."""
+        return learn.batches(rng, m, 1, 0)
+
+    @abstractmethod
+    def reply_schema(self, task: Task) -> Schema:
+        """Tensors that a client with ``task.model`` sends up."""
+
+    @abstractmethod
+    def server_init(self, task: Task, seed: int) -> Params:
+        """The server's state before round 1: a flat mapping of named tensors."""
+
+    def personal_init(self, task: Task, seed: int, client: int) -> Params:
+        """What a client holds at home before its first round: by default a model of its own."""
+        return task.model.init(seed, client + 1)
+
+    @abstractmethod
+    def send(self, task: Task, server: Params, t: int, to: Peer) -> Knowledge:
+        """What the server tells one client in round ``t`` (from 1)."""
+
+    @abstractmethod
+    def client_update(self, task: Task, client: Client, down: Knowledge) -> tuple[Params, Knowledge]:
+        """One client's round: (what stays at home, what it would say)."""
+
+    @abstractmethod
+    def aggregate(self, task: Task, server: Params, pool: Pool, t: int, rng: np.random.Generator) -> Params:
+        """The server's half of round ``t``."""
+
+    def judged(self, down: Knowledge, personal: Params) -> Params:
+        """The parameters that a client is scored on, given what `send` gives it after the round."""
+        return personal
+
+    def student(self, task: Task, server: Params) -> Params | None:
+        """The server's own model, with ``task.model``'s architecture, or None where the method has none."""
+        return None
+
+
+def param_schema(model: Model) -> Schema:
+    """Schema of a model's parameters."""
+    return {name: (tuple(p.shape), p.dtype) for name, p in model.net.named_parameters()}
+
+
+def logits_schema(task: Task) -> Schema:
+    """Schema of one row of logits for each public input."""
+    return {"logits": ((len(task.public_x), task.num_classes), torch.float32)}
+
+
+def size(client: Client) -> torch.Tensor:
+    """The client's number of records, the usual aggregation weight."""
+    return torch.tensor(float(len(client.y)))
+
+
+def by_model(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Knowledge]]]:
+    """Group answers by architecture, names sorted, clients in order."""
+    groups: dict[str, list[Knowledge]] = {}
+    for answer in answers:
+        groups.setdefault(answer.peer.model, []).append(answer.knowledge)
+    yield from sorted(groups.items())
+
+
+Metrics = Mapping[str, float]

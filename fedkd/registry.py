@@ -1,0 +1,42 @@
+"""Methods by name. A lazy import by string: entry points do not exist inside a Flower bundle."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+
+from fedkd.errors import ConfigError
+from fedkd.method import Method
+
+METHODS: dict[str, tuple[str, str]] = {
+    "local": ("strategies.local:Local", "no exchange: every client trains alone, the baseline to beat"),
+    "fedavg": ("strategies.fedavg:FedAvg", "clients send weights, the server averages them"),
+    "fedprox": ("strategies.fedprox:FedProx", "FedAvg with a proximal term in the clients' loss"),
+    "fedmd": ("strategies.fedmd:FedMD", "clients with models of their own agree on logits of public inputs"),
+    "feddf": ("strategies.feddf:FedDF", "the server distils the clients' ensemble into averaged weights"),
+}
+"""name -> ("module:Class", one line about it)."""
+
+
+def near(word: str, words: Mapping[str, object] | list[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for a near miss, else an empty string."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class of a registered method, or of a user's own as ``"package.module:Class"``."""
+    if name not in METHODS and ":" not in name:
+        raise ConfigError(
+            f"method.name: expected one of {', '.join(METHODS)} or your own 'module:Class', got '{name}'"
+            f"{near(name, METHODS)}"
+        )
+    module, _, attribute = (METHODS[name][0] if name in METHODS else name).partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"method.name: '{name}' cannot be imported ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(f"method.name: '{name}' should be a subclass of fedkd.method.Method")
+    return found

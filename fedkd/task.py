@@ -1,0 +1,82 @@
+"""What a client half is given: the task everybody knows, and one client's own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from torch import Tensor
+
+from fedkd.knowledge import Params
+from fedkd.losses import Loss, cross_entropy
+
+if TYPE_CHECKING:
+    from fedkd.models import Model
+    from fedkd.optim import Optimizer
+
+Penalty = Callable[[Params], Tensor]
+"""A scalar added to the loss that reads parameters only, never a record: FedProx's proximal term."""
+
+
+class Client(NamedTuple):
+    """All that one client sees in one round. Tensors only, so that clients can be stacked.
+
+    Every random choice of the round is in here, drawn beforehand from (seed, purpose, round, client).
+
+    Attributes:
+        x: Inputs (n, *shape).
+        y: Labels (n,) int64.
+        order: Minibatches (steps, b) int64 as indices into x; -1 pads.
+        public_order: Minibatches (steps, b) int64 as indices into the public set; -1 pads.
+        draws: Further randomness, by name, that a method or mechanism asked for.
+        personal: What stays at home between rounds.
+    """
+
+    x: Tensor
+    y: Tensor
+    order: Tensor
+    public_order: Tensor
+    draws: Mapping[str, Tensor]
+    personal: Params
+
+
+class Fit(Protocol):
+    """The verb by which a method learns from private records, and the only one it may use.
+
+    `fedkd.learn.fit` is plain minibatch descent; under the ambassador mechanism the same call trains by DP-SGD.
+    """
+
+    def __call__(
+        self,
+        task: Task,
+        params: Params,
+        client: Client,
+        /,
+        *,
+        loss: Loss = cross_entropy,
+        penalty: Penalty | None = None,
+    ) -> Params:
+        """Return ``params`` trained on the client's records."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What all parties know beforehand; closed over, never sent.
+
+    Attributes:
+        model: The architecture of whoever reads this: a client's own, or the server's student.
+        models: Every architecture in the federation, by name.
+        num_classes: K.
+        public_x: Public unlabelled inputs (m, *shape); m = 0 for methods without a public set.
+        optimizer: How `fit` and the other verbs descend.
+        fit: How private records are learnt from.
+    """
+
+    model: Model
+    models: Mapping[str, Model]
+    num_classes: int
+    public_x: Tensor
+    optimizer: Optimizer
+    fit: Fit

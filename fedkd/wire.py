@@ -1,0 +1,82 @@
+"""Knowledge to Flower records and back.
+
+A Flower `Array` keeps bytes, and copies on both sides. Ours keeps the tensor and makes the bytes only if somebody asks
+for them, so that messages between parties of one process travel by reference while any Flower transport still works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flwr.app
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from fedkd.errors import SchemaError
+from fedkd.knowledge import Knowledge, Params
+
+KNOWLEDGE = "knowledge"
+ABOUT = "about"
+WEIGHT = "weight"
+
+
+class Array(flwr.app.Array):  # the name is part of Flower's encoding: the other side reads a plain Array
+    """A Flower Array that holds a tensor by reference and encodes it when ``data`` is first read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        tensor = tensor.detach()
+        self.__dict__.update(
+            tensor=tensor,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+            stype="numpy.ndarray",
+        )
+
+    def __getattr__(self, name: str) -> Any:  # reached only while ``data`` has not been made
+        if name != "data":
+            raise AttributeError(name)
+        data = flwr.app.Array(self.__dict__["tensor"].cpu().numpy()).data
+        self.__dict__["data"] = data
+        return data
+
+    def __reduce__(self) -> tuple[type[flwr.app.Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return flwr.app.Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Wrap named tensors, by reference."""
+    return ArrayRecord({name: Array(tensor) for name, tensor in tensors.items()})
+
+
+def from_record(record: ArrayRecord) -> Params:
+    """Named tensors of a record: by reference where possible, else decoded."""
+    return {name: _tensor(array) for name, array in record.items()}
+
+
+def _tensor(array: flwr.app.Array) -> Tensor:
+    return array.tensor if isinstance(array, Array) else torch.from_numpy(array.numpy())
+
+
+def pack(knowledge: Knowledge, about: Mapping[str, str | int | float]) -> RecordDict:
+    """One message's content: the tensors, the weight, and scalars that say what they are about."""
+    record = to_record({**knowledge.tensors, WEIGHT: knowledge.weight})
+    return RecordDict({KNOWLEDGE: record, ABOUT: ConfigRecord(dict(about))})
+
+
+def unpack(content: RecordDict) -> tuple[Knowledge, ConfigRecord]:
+    """Undo `pack`.
+
+    Raises:
+        SchemaError: The content was not made by `pack`.
+    """
+    try:
+        tensors = from_record(content.array_records[KNOWLEDGE])
+        about = content.config_records[ABOUT]
+        weight = tensors.pop(WEIGHT)
+    except (KeyError, ValueError, TypeError) as error:
+        raise SchemaError(f"a message should hold '{KNOWLEDGE}' and '{ABOUT}', got {list(content)}") from error
+    if weight.numel() != 1:
+        raise SchemaError(f"the weight should be a scalar, got shape {tuple(weight.shape)}")
+    return Knowledge(tensors, weight.reshape(())), about

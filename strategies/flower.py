@@ -1,0 +1,266 @@
+"""A `Method` as a Flower `Strategy`: rounds, refusals, the ledger, and resuming."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedkd import metrics, seeds, wire
+from fedkd.cohort import cohort
+from fedkd.errors import BudgetExhausted, ConfigError, FedkdError, QuorumError, SchemaError
+from fedkd.federation import Federation
+from fedkd.grid import LocalGrid
+from fedkd.knowledge import Params
+from fedkd.method import Peer
+from fedkd.metrics import Accuracy
+from fedkd.transcript import Line, Transcript
+from privacy.accounting import Event
+from privacy.gate import Pool, Released, admit
+from privacy.ledger import Ledger
+from privacy.mechanisms import Mechanism
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one finished round looked like.
+
+    Attributes:
+        accuracy: None in rounds that were not evaluated.
+        epsilon: Spent so far, the largest over clients; None when nothing is promised.
+        lines: The transcript of this round.
+    """
+
+    t: int
+    cohort: int
+    accuracy: Accuracy | None
+    bytes_up: int
+    bytes_down: int
+    epsilon: float | None
+    failures: list[Line]
+    lines: list[Line]
+    seconds: float
+
+
+class KnowledgeStrategy(Strategy):
+    """Runs a method over any Flower Grid.
+
+    Args:
+        federation: What all parties know.
+        mechanism: What stands at the clients' doors.
+        on_round: Called with each finished round, after the server's state has moved on.
+    """
+
+    def __init__(
+        self, federation: Federation, mechanism: Mechanism, on_round: Callable[[Round], None] = lambda _: None
+    ) -> None:
+        self.federation = federation
+        self.config = federation.config
+        self.method = federation.config.method
+        self.mechanism = mechanism
+        self.on_round = on_round
+        self.task = federation.server_task
+        self.server: Params = self.method.server_init(self.task, self.config.seed)
+        self.ledger: Ledger = mechanism.ledger()
+        self.transcript = Transcript()
+        self.round = 0
+        self.scores: dict[int, dict[str, float]] = {}
+        self._nodes: dict[int, int] = {}
+
+    def resume(self, t: int, server: Params, ledger: Ledger) -> None:
+        """Continue after round ``t``."""
+        self.round, self.server, self.ledger = t, server, ledger
+
+    def summary(self) -> None:
+        """Flower's hook; the run's own output says more."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds that are left and return the server's final state.
+
+        ``num_rounds`` defaults to the configuration's; the method decides what is sent, so ``initial_arrays`` and the
+        two configs are not used.
+        """
+        result = Result()
+        empty, nothing = ArrayRecord(), ConfigRecord()
+        for t in range(self.round + 1, (num_rounds or self.config.federation.rounds) + 1):
+            began = time.monotonic()
+            replies = grid.send_and_receive(self.configure_train(t, empty, nothing, grid), timeout=timeout)
+            _, counts = self.aggregate_train(t, replies)
+            scores = None
+            if self.evaluates(t):
+                replies = grid.send_and_receive(self.configure_evaluate(t, empty, nothing, grid), timeout=timeout)
+                scores = self.aggregate_evaluate(t, replies)
+            if counts is not None:
+                result.train_metrics_clientapp[t] = counts
+            if scores is not None:
+                result.evaluate_metrics_clientapp[t] = scores
+            self.on_round(self._finish(t, scores is not None, time.monotonic() - began))
+        result.arrays = wire.to_record(self.server)
+        return result
+
+    def evaluates(self, t: int) -> bool:
+        """Whether all clients are scored after round ``t``."""
+        federation = self.config.federation
+        return t % federation.evaluate_every == 0 or t == federation.rounds
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask the ledger, then the cohort.
+
+        Raises:
+            BudgetExhausted: This round would pass the budget of a client in the cohort; nothing has left.
+        """
+        chosen = cohort(self.config, server_round)
+        event = self.mechanism.event()
+        if event is not None:
+            for client in chosen:
+                self.ledger.ask(client, event)
+        return [self._message(server_round, client, "train", grid) for client in chosen]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Refuse what is not an answer, then let the method aggregate the rest.
+
+        Raises:
+            QuorumError: Fewer usable answers than the quorum; the server's state has not moved.
+        """
+        released = self._admitted(server_round, replies)
+        needed, asked = self.config.federation.quorum_size(), len(cohort(self.config, server_round))
+        if len(released) < needed:
+            failures = self.transcript.failures()
+            first = f"; client {failures[0].client}: {failures[0].refused}" if failures else ""
+            raise QuorumError(
+                f"round {server_round}: {len(released)} of {asked} clients gave a usable answer, "
+                f"federation.quorum asks for {needed}{first}"
+            )
+        rng = seeds.generator(self.config.seed, "server", server_round)
+        noise = seeds.generator(self.config.seed, "server noise", server_round)
+        pool = Pool(released, self.mechanism, noise)
+        self.server = self.method.aggregate(self.task, self.server, pool, server_round, rng)
+        self.round = server_round
+        counts = MetricRecord({"answers": len(released), "refused": asked - len(released)})
+        return wire.to_record(self.server), counts
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every client to score its model."""
+        return [self._message(server_round, k, "evaluate", grid) for k in range(self.config.federation.clients)]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Means over the clients that answered."""
+        self.scores = {}
+        for reply in replies:
+            if reply.has_error():
+                continue
+            record = reply.content.metric_records["scores"]
+            self.scores[int(record["client"])] = {k: float(record[k]) for k in ("balanced", "personal")}  # type: ignore[arg-type]
+        if not self.scores:
+            return None
+        summary = self._accuracy().to_json()
+        return MetricRecord({name: value for name, value in summary.items() if value is not None})
+
+    def _accuracy(self) -> Accuracy:
+        scores = [self.scores[k] for k in sorted(self.scores)]
+        student = self.method.student(self.task, self.server)
+        test = self.federation.test_x, self.federation.test_y
+        server = None if student is None else metrics.accuracy(self.task.model, student, *test)
+        return metrics.over_clients([s["balanced"] for s in scores], [s["personal"] for s in scores], server)
+
+    def _finish(self, t: int, scored: bool, seconds: float) -> Round:
+        return Round(
+            t=t,
+            cohort=len(cohort(self.config, t)),
+            accuracy=self._accuracy() if scored else None,
+            bytes_up=self.transcript.bytes("up"),
+            bytes_down=self.transcript.bytes("down"),
+            epsilon=self.ledger.spent() if self.mechanism.event() is not None else None,
+            failures=self.transcript.failures(),
+            lines=self.transcript.flush(),
+            seconds=seconds,
+        )
+
+    def _message(self, t: int, client: int, kind: str, grid: Grid) -> Message:
+        if not self._nodes:
+            self._nodes = roster(grid, self.config.federation.clients)
+        peer = Peer(client, self.federation.client_models[client])
+        knowledge = self.method.send(self.task, self.server, t, peer)
+        if kind == "train":  # evaluation is the simulation's own window, not part of the protocol
+            self.transcript.write(t, client, "down", knowledge)
+        content = wire.pack(knowledge, {"round": t})
+        return Message(content, self._nodes[client], kind, group_id=str(t))
+
+    def _admitted(self, t: int, replies: Iterable[Message]) -> list[Released]:
+        """Usable answers in client order; the others are recorded with the reason."""
+        client_of = {node: client for client, node in self._nodes.items()}
+        by_client = {client_of[reply.metadata.src_node_id]: reply for reply in replies}
+        released = []
+        for client in cohort(self.config, t):
+            try:
+                released.append(self._admit(t, client, by_client.get(client)))
+            except BudgetExhausted:
+                raise
+            except FedkdError as error:
+                self.transcript.refuse(t, client, str(error))
+        return released
+
+    def _admit(self, t: int, client: int, reply: Message | None) -> Released:
+        if reply is None:
+            raise SchemaError(f"client {client}, round {t}: no answer")
+        if reply.has_error():
+            reason = reply.error.reason or "no reason given"
+            if reason.startswith(BudgetExhausted.__name__):
+                raise BudgetExhausted(reason)
+            raise SchemaError(reason)
+        knowledge, about = wire.unpack(reply.content)
+        try:
+            event = Event.from_json(json.loads(str(about["event"]))) if about["event"] else None
+            peer, at = Peer(int(about["client"]), str(about["model"])), int(about["round"])  # type: ignore[arg-type]
+        except (KeyError, ValueError, TypeError) as error:
+            raise SchemaError(f"client {client}, round {t}: the answer does not say what it is ({error})") from error
+        expected = Peer(client, self.federation.client_models[client])
+        schema = self.method.reply_schema(self.federation.client_task(client))
+        if event is not None:  # it left, whether or not it is of use
+            self.ledger.record(client, t, event)
+        released = admit(Released(peer, at, knowledge, event), t, expected, schema, self.mechanism)
+        self.transcript.write(t, client, "up", released.knowledge)
+        return released
+
+
+def roster(grid: Grid, clients: int, patience: float = 120.0) -> dict[int, int]:
+    """Node id of each client, learnt by asking; Flower's node ids are random and nodes appear one by one.
+
+    Raises:
+        ConfigError: Not the right number of nodes within ``patience`` seconds.
+    """
+    if isinstance(grid, LocalGrid):
+        return {client: grid.node_of(client) for client in range(clients)}
+    deadline = time.monotonic() + patience
+    while len(nodes := list(grid.get_node_ids())) < clients and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if len(nodes) != clients:
+        raise ConfigError(
+            f"federation.clients={clients}, but the grid has {len(nodes)} nodes; start as many nodes as clients"
+        )
+    hellos = [Message(RecordDict(), node, "query") for node in nodes]
+    replies = [r for r in grid.send_and_receive(hellos, timeout=patience) if not r.has_error()]
+    found = {int(r.content.config_records[wire.ABOUT]["client"]): r.metadata.src_node_id for r in replies}  # type: ignore[arg-type]
+    if sorted(found) != list(range(clients)):
+        raise ConfigError(f"expected nodes with partition-id 0 to {clients - 1}, got {sorted(found)}")
+    return found

@@ -1,0 +1,479 @@
+"""The report: its sentence by value, its numbers against the files, its markup, its bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.report import render
+from experiments.report.load import load
+from experiments.report.page import page
+from experiments.report.style import apart
+from experiments.report.values import epsilon, size, small
+from experiments.report.verdict import verdict
+from fedkd.errors import ConfigError
+
+MODELS = ("mlp", "cnn", "resnet")
+CONFIG = (
+    '# resolved by fedkd, sha256 3fa9c1d27b\nmethod = "fedmd"\nseed = 0\n[data]\nname = "mnist5k"\n[run]\nrounds = 10\n'
+)
+TEXT = (
+    "(ε, δ) = (9.9, 0.001) for each training record of each client, under adding or removing one record, against the "
+    "server, which sees every message; Poisson sampling; PLD accountant; an upper bound."
+)
+STATEMENT = {
+    "epsilon": 9.9, "delta": 1e-3, "unit": "record", "relation": "add or remove one", "view": "server",
+    "sampling": "Poisson, q = 0.35", "accountant": "dp-accounting 0.6 PLD", "upper_bound": True, "text": TEXT,
+    "assumptions": ["Noise comes from a seeded generator: right for a simulation, not for a deployment.",
+                    "The public set shares no record with any client.", "Each record belongs to one client."],
+    "exclusions": ["Accuracies, timings and drop-outs that this page shows.", "The number of records of each client.",
+                   "Hyper-parameters that were chosen by looking at private data."],
+}  # fmt: skip
+
+
+def target(name: str, leaves: bool, auroc: float, low: float, high: float, exposure: float) -> dict[str, Any]:
+    return {
+        "target": name, "leaves_client": leaves, "auroc": auroc, "auroc_low": low, "auroc_high": high,
+        "null_low": 0.43, "null_high": 0.57, "p_value": 0.0004 if auroc > 0.57 else 0.31, "exposure_mean": exposure,
+        "exposure_chance": 1.43, "n_in": 101, "n_out": 99,
+    }  # fmt: skip
+
+
+TARGETS = [
+    target("home model", False, 0.85, 0.79, 0.90, 3.61),
+    target("message", True, 0.62, 0.55, 0.69, 2.02),
+    target("aggregate", True, 0.55, 0.47, 0.62, 1.60),
+    target("student", True, 0.53, 0.45, 0.61, 1.49),
+]
+
+
+def make_run(
+    path: Path, method: str = "fedmd", balanced: float = 0.723, personal: float = 0.916, clients: int = 10,
+    classes: int = 10, rounds: int = 10, finished: bool = True, eps: float | None = 9.9, audit: bool = True,
+    failures: bool = False, up: int = 980_000, student: bool = True, spread: float = 0.04, **more: Any,
+) -> Path:  # fmt: skip
+    """Write a run directory as ``fedkd run`` does."""
+    rng = np.random.default_rng(7)
+    path.mkdir(parents=True)
+    lost = [{"client": 3, "reason": "NaN in 'logits'"}] if failures else []
+    lines = []
+    for t in range(1, rounds + 1):
+        grown = 1 - math.exp(-0.55 * t)
+        whole = 1 - math.exp(-0.55 * rounds)
+        lines.append({
+            "round": t, "cohort": clients, "seconds": 4.2, "failures": lost if t == 4 else [],
+            "accuracy": {
+                "balanced_mean": 0.1 + (balanced - 0.1) * grown / whole, "personal_mean": personal * grown / whole,
+                "personal_std": 0.05, "personal_worst10": (personal - 0.11) * grown / whole,
+                "global": 0.851 * grown / whole if student else None,
+            },
+            "bytes": {"up": up, "down": up // 3}, "epsilon": None if eps is None else eps * math.sqrt(t / rounds),
+        })  # fmt: skip
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shares = rng.dirichlet([0.3] * classes, clients)
+    noise = np.random.default_rng(round(1000 * balanced)).normal(0, spread, (2, clients))
+    rows = [
+        {"client": i, "model": MODELS[i % 3], "train": 280, "test": 70,
+         "classes": np.round(shares[i] * 350).astype(int).tolist(),
+         "balanced": float(np.clip(balanced + noise[0, i] - noise[0].mean(), 0, 1)),
+         "personal": float(np.clip(personal + noise[1, i] - noise[1].mean(), 0, 1)),
+         "epsilon": None if eps is None else eps * (1 - i / (3 * clients))}
+        for i in range(clients)
+    ]  # fmt: skip
+    (path / "clients.json").write_text(json.dumps(rows))
+    (path / "config.toml").write_text(CONFIG)
+    if finished:
+        final = lines[-1]["accuracy"]
+        private = None if eps is None else {"epsilon": eps, "delta": 1e-3, "statement": {**STATEMENT, "epsilon": eps}}
+        summary = {
+            "method": method, "dataset": "mnist5k", "seed": 0, "clients": clients, "rounds": rounds,
+            "mechanism": "none" if eps is None else "ambassador", "accuracy": final,
+            "bytes": {"up": up * rounds, "down": up // 3 * rounds}, "privacy": private,
+            "audit": {"exposure_mean": 2.02, "auroc": 0.62, "chance": {"auroc": 0.5, "exposure": 1.43},
+                      "targets": TARGETS} if audit else None,
+            "failures": len(lost), "seconds": 42.3, "state_hash": "9c1d" * 16, "config_hash": "3fa9c1d27b",
+            "versions": {"fedkd": "0.1.0", "torch": "2.13.0"}, "machine": "2 cores, Linux",
+            "command": "fedkd run conf/fedmd.toml method.mu=0.1", **more,
+        }  # fmt: skip
+        (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def with_baseline(path: Path, **changes: Any) -> Path:
+    """A run with training alone beside it."""
+    clients = changes.get("clients", 10)
+    classes = changes.get("classes", 10)
+    run = make_run(path, **changes)
+    make_run(path / "compare" / "local", "local", 0.540, 0.914, clients, classes, eps=None, audit=False, up=0,
+             student=False)  # fmt: skip
+    return run
+
+
+def full(path: Path) -> Path:
+    """A run with everything."""
+    run = with_baseline(path, failures=True)
+    others = path / "compare"
+    make_run(others / "fedmd plain", "fedmd", 0.747, 0.917, eps=None)
+    make_run(others / "fedd2s shared_only 0.25", "fedd2s", 0.491, 0.876, eps=None, audit=False)
+    make_run(others / "ambassador eps 3", "fedmd", 0.713, 0.914, eps=3.0)
+    make_run(others / "dp-sgd own model", "fedmd", 0.608, 0.869, eps=10.0)
+    make_run(others / "logits client-level noise", "fedmd", 0.312, 0.803, eps=10.0)
+    return run
+
+
+def sentence(path: Path) -> str:
+    return verdict(load(path)).sentence
+
+
+def edit(run: Path, **changes: Any) -> Path:
+    """Change the summary of a run."""
+    file = run / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return run
+
+
+class Document(HTMLParser):
+    """Checks that tags nest, and collects attributes and the exact values behind the shown numbers."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.values: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), f"{name} would run a script"
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "xlink:href", "data", "action"):
+                self.links.append(value or "")
+            if tag == "data" and name == "value":
+                self.values.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+def check_markup(text: str) -> Document:
+    """One well-formed document that fetches nothing and runs nothing."""
+    seen = Document(text)
+    assert len(seen.ids) == len(set(seen.ids))
+    assert not seen.tags & {"script", "link", "iframe", "object", "embed", "img", "base", "form", "foreignobject"}
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in seen.links)
+    assert {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(seen.ids)
+    assert not re.search(r"https?://|//[a-z]+\.|@import|javascript:", text.split("<h2>Run it again</h2>")[0])
+    for part in re.findall(r"<svg .*?</svg>", text, re.S):
+        root = ET.fromstring(part)
+        assert root.get("role") == "img" and len(root.get("aria-label") or "") > 20
+    return seen
+
+
+HELPED = (
+    "Distillation helped: every client's model gained, 18.3 points of balanced accuracy on average, over training "
+    "alone (0.723 against 0.540), and accuracy on the clients' own data stayed level (0.916 against 0.914), for 9.8 MB "
+    "up and 3.3 MB down; what left each client is (ε = 9.9, δ = 1e-3) record-level private; the audit finds leakage in "
+    "the message, which leaves the client (AUROC 0.62, null band 0.43–0.57)."
+)
+
+
+def test_sentence_when_distillation_helped(tmp_path: Path) -> None:
+    run = with_baseline(tmp_path / "run")
+    assert sentence(run) == HELPED
+    assert verdict(load(run)).tone == "good"
+
+
+@pytest.mark.parametrize(
+    ("balanced", "personal", "start", "part", "tone"),
+    [
+        (0.509, 0.914, "Distillation hurt: the clients' models ended 3.1 points of balanced accuracy below training "
+         "alone (0.509 against 0.540; ", "own data stayed level (0.914 against 0.914)", "bad"),
+        (0.72, 0.834, "Distillation helped, at a price: ", "own data fell by 8.0 points (0.834 against 0.914)", "bad"),
+        (0.545, 0.95, "Distillation helped on the clients' own data only: balanced accuracy ended within one point of "
+         "training alone (0.545 against 0.540; ", "own data rose by 3.6 points (0.950 against 0.914)", "good"),
+        (0.545, 0.86, "Distillation hurt: balanced accuracy ended within one point of training alone (0.545 against ",
+         "own data fell by 5.4 points (0.860 against 0.914)", "bad"),
+        (0.549, 0.914, "Distillation made no clear difference", "clients gained)", "unsure"),
+        (0.55, 0.914, "Distillation helped: the clients' models gained 1.0 points of balanced accuracy", "", "good"),
+    ],
+)  # fmt: skip
+def test_sentence_against_the_baseline(
+    tmp_path: Path, balanced: float, personal: float, start: str, part: str, tone: str
+) -> None:
+    said = verdict(load(with_baseline(tmp_path / "run", balanced=balanced, personal=personal)))
+    assert said.sentence.startswith(start)
+    assert part in said.sentence
+    assert said.tone == tone
+    assert ("every client's model" in said.sentence) == (balanced == 0.72)
+
+
+def test_sentence_without_a_baseline(tmp_path: Path) -> None:
+    said = sentence(make_run(tmp_path / "run"))
+    assert said.startswith(
+        "Whether distillation helped is unknown, because there is no run of training alone to compare with: balanced "
+        "accuracy ended at 0.723, for 9.8 MB up"
+    )
+
+
+def test_sentence_of_the_baseline_itself(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "local", 0.54, 0.914, eps=None, audit=False, up=0)
+    assert sentence(run) == (
+        "This is training alone, the baseline itself: balanced accuracy ended at 0.540, with nothing sent; nothing "
+        "left the clients; no audit was run."
+    )
+    assert "Nothing was sent." in page(load(run))
+
+
+def test_sentence_without_privacy_says_not_private(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", eps=None)
+    assert "; what left the clients is NOT private (ε = ∞); " in sentence(run)
+    text = page(load(run))
+    assert 'ε = <data value="inf">∞</data>' in text
+    assert "What left the clients is NOT private" in text
+
+
+def test_infinite_epsilon_is_not_private(tmp_path: Path) -> None:
+    run = edit(make_run(tmp_path / "run"), privacy={"epsilon": "inf", "delta": 0, "statement": STATEMENT})
+    assert "what left the clients is NOT private (ε = ∞)" in sentence(run)
+
+
+@pytest.mark.parametrize(
+    ("view", "eps", "expected"),
+    [
+        ("server", 9.9, "what left each client is (ε = 9.9, δ = 1e-3) record-level private"),
+        ("server", 50.0, "what left each client is (ε = 50, a weak guarantee, δ = 1e-3) record-level private"),
+        ("aggregate", 3.0, "the server itself sees unprotected messages, but what it gives away is (ε = 3, δ = 1e-3)"),
+        (
+            "a passing stranger",
+            3.0,
+            "in the view of “a passing stranger”, the run is (ε = 3, δ = 1e-3) record-level private",
+        ),
+        ("server's aggregate", 3.0, "in the view of “server's aggregate”, the run is (ε = 3, δ = 1e-3)"),
+        ("", 3.0, "to an observer whom the statement does not name, the run is (ε = 3, δ = 1e-3) record-level private"),
+    ],
+)
+def test_sentence_names_whom_the_guarantee_holds_against(tmp_path: Path, view: str, eps: float, expected: str) -> None:
+    said = {**STATEMENT, "epsilon": eps, "view": view}
+    run = edit(make_run(tmp_path / "run"), privacy={"epsilon": eps, "delta": 1e-3, "statement": said})
+    assert expected in sentence(run)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (TARGETS[2:], "no leak was detected in what leaves (AUROC 0.55, null band 0.43–0.57), which is not proof that "
+         "there is none."),
+        (TARGETS[:1], "the audit looked only at what stays home, so it says nothing of what leaves."),
+        ([target("message", True, 0.31, 0.25, 0.38, 1.2)], "the audit of the message fell below its null band (AUROC "),
+        ([{**TARGETS[1], "null_low": None}], "the audit of the message, which leaves the client, has no null band"),
+        ([], "no audit was run."),
+    ],
+)  # fmt: skip
+def test_sentence_on_the_audit(tmp_path: Path, targets: list[dict[str, Any]], expected: str) -> None:
+    run = make_run(tmp_path / "run")
+    edit(
+        run, audit={"exposure_mean": 2.0, "auroc": 0.6, "chance": {"auroc": 0.5, "exposure": 1.43}, "targets": targets}
+    )
+    assert expected in sentence(run)
+
+
+def test_sentence_of_an_unfinished_run(tmp_path: Path) -> None:
+    assert "ε = 9.9 is so far spent, with no statement on file" in sentence(
+        make_run(tmp_path / "other", finished=False)
+    )
+    run = make_run(tmp_path / "run", finished=False, rounds=4, eps=None, audit=False)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 5, "accuracy": {"balanced')  # killed while writing
+    said = sentence(run)
+    assert said.startswith(
+        "Unfinished: the last round on file is 4 of 10, and so far whether distillation helped is unknown"
+    )
+    assert "balanced accuracy is at 0.723, for 3.9 MB up and 1.3 MB down" in said
+    text = page(load(run))
+    check_markup(text)
+    assert "fedmd on mnist5k" in text.replace("<b>", "").replace("</b>", "")
+
+
+def test_failures_are_in_the_sentence_and_in_the_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", failures=True)
+    assert sentence(run).endswith("; 1 client answer was lost.")
+    assert "<td>4</td><td>3</td><td>NaN in &#x27;logits&#x27;</td>" in page(load(run))
+
+
+def test_caveats_name_what_does_not_fit(tmp_path: Path) -> None:
+    run = with_baseline(tmp_path / "run")
+    edit(run, bytes={"up": 5, "down": 3_266_660}, config_hash="ffff0000", rounds=12)
+    edit(run / "compare" / "local", seed=1)
+    assert verdict(load(run)).caveats == (
+        "The rounds add up to 9,800,000 bytes up, but the summary says 5.",
+        "The configuration says its hash is 3fa9c1d27b, but the summary says ffff0000.",
+        "The baseline is not the same experiment: its seed is 1, this run's is 0.",
+        "The run ended after round 10 of 12.",
+        "One seed (0): a difference of less than one point is called level.",
+    )
+
+
+def test_full_page_numbers_markup_and_bytes(tmp_path: Path) -> None:
+    run = full(tmp_path / "run")
+    path = render(run)
+    assert path == run / "report.html"
+    text = path.read_text(encoding="utf-8")
+    seen = check_markup(text)
+    summary = json.loads((run / "summary.json").read_text())
+    accuracy, sent = summary["accuracy"], summary["bytes"]
+    names = ("balanced_mean", "personal_mean", "personal_std", "personal_worst10", "global")
+    expected = [*(accuracy[name] for name in names), sent["up"], sent["down"], 9.9, 1, 42.3]
+    assert [float(value) for value in seen.values] == expected
+    parts = ("accuracy", "clients", "comparison", "traffic", "data", "privacy", "audit", "failures", "reproduce")
+    places = [text.index(f'<section id="{name}">') for name in parts]
+    assert places == sorted(places)
+    assert text.count("worse than training alone</span>") == 2
+    assert text.count("worse on own data</span>") == 3
+    for shown in (
+        *STATEMENT["assumptions"],
+        *STATEMENT["exclusions"],
+        "fedkd run conf/fedmd.toml",
+        "9c1d" * 16,
+        "torch 2.13.0",
+    ):
+        assert shown in text
+    other = render(run, tmp_path / "elsewhere" / "page.html")
+    assert other.read_bytes() == path.read_bytes()
+    assert [child.name for child in other.parent.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize(("clients", "classes"), [(3, 10), (160, 242)])
+def test_small_and_large_federations(tmp_path: Path, clients: int, classes: int) -> None:
+    run = with_baseline(tmp_path / "run", clients=clients, classes=classes, spread=0.1)
+    text = page(load(run))
+    check_markup(text)
+    assert len(text) < 1_500_000
+    assert f"{clients} clients, {classes} classes, " in text
+
+
+@pytest.mark.parametrize("keep", ["metrics.jsonl", "summary.json"])
+def test_one_file_is_enough(tmp_path: Path, keep: str) -> None:
+    run = make_run(tmp_path / "run", failures=True)
+    for path in run.iterdir():
+        if path.name != keep:
+            path.unlink()
+    check_markup(page(load(run)))
+
+
+def test_bare_files_still_make_a_page(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1}\n')
+    (tmp_path / "summary.json").write_text("{}")
+    text = page(load(tmp_path))
+    check_markup(text)
+    assert "No balanced accuracy was recorded" in text
+
+
+EVIL = '<script>alert("1")</script> $x^{2$ & \' ]]> 漢字 \x1b[31m‮ https://example.org'
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    run = full(tmp_path / "run")
+    (run / "compare" / "dp-sgd own model").rename(run / "compare" / EVIL.replace("/", "|"))
+    rows = json.loads((run / "clients.json").read_text())
+    (run / "clients.json").write_text(json.dumps([{**row, "model": EVIL} for row in rows]))
+    said = {**STATEMENT, "text": EVIL, "assumptions": [EVIL], "unit": EVIL, "view": EVIL}
+    evil_targets = [{**one, "target": EVIL} for one in TARGETS]
+    edit(run, method=EVIL, dataset=EVIL, seed=EVIL, mechanism=EVIL, command=EVIL, machine=EVIL, versions={EVIL: EVIL},
+         privacy={"epsilon": 1, "delta": 1e-3, "statement": said}, audit={"targets": evil_targets})  # fmt: skip
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["failures"] = [{"client": EVIL, "reason": EVIL}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "config.toml").write_text(EVIL)
+    text = page(load(run))
+    seen = Document(text)
+    assert "script" not in seen.tags
+    assert all(link.startswith(("#", "data:image/png")) for link in seen.links)
+    assert "\x1b" not in text and "‮" not in text
+    for part in re.findall(r"<svg .*?</svg>", text, re.S):
+        ET.fromstring(part)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "not a run directory"),
+        ({"summary.json": "{"}, "is not JSON"),
+        ({"summary.json": "[]"}, "should hold a JSON object, got list"),
+        ({"metrics.jsonl": 'oops\n{"round": 2}\n'}, "line 1 is not JSON"),
+        ({"metrics.jsonl": "{}", "clients.json": "[3]"}, "should hold a JSON object, got int"),
+    ],
+)
+def test_what_is_not_a_run_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        render(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a directory"):
+        render(tmp_path / "nowhere")
+
+
+def test_a_resumed_round_counts_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", finished=False, rounds=3)
+    line = (run / "metrics.jsonl").read_text().splitlines()[-1]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert load(run).up == 3 * 980_000
+
+
+def test_a_failed_write_keeps_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "report.html").write_text("old")
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        render(run)
+    assert (run / "report.html").read_text() == "old"
+    assert not list(run.glob(".report*"))
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (epsilon(9.901), "9.91"), (epsilon(9.9), "9.9"), (epsilon(12.01), "12.1"), (epsilon(math.inf), "∞"),
+        (epsilon(None), "–"), (size(999), "999 bytes"), (size(9_800_000), "9.8 MB"), (size(0), "0 bytes"),
+        (size(999_999), "1.0 MB"), (small(1e-3), "1e-3"), (small(2.5e-5), "2.5e-5"), (small(0.31), "0.31"),
+    ],
+)  # fmt: skip
+def test_numbers_as_written(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_labels_move_apart_and_keep_their_order() -> None:
+    places = [0.50, 0.51, 0.90, 0.52, 0.10]
+    moved = apart(places, 0.05)
+    assert np.all(np.diff(np.sort(moved)) >= 0.05 - 1e-9)
+    assert np.argsort(moved).tolist() == np.argsort(places).tolist()
+    assert moved[2] == 0.90 and moved[4] == 0.10
