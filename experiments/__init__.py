@@ -1,1 +1,1 @@
-"""."""
+"""The roof: whatever runs a federation and looks at it."""

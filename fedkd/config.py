@@ -5,6 +5,7 @@ An unknown key, a wrong type or a contradiction is a `ConfigError` of one line, 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import tomllib
@@ -28,7 +29,7 @@ PARTITION_FIELD = {"dirichlet": "alpha", "quantity": "alpha", "pathological": "c
 class Section(BaseModel):
     """One table of the configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -69,7 +70,8 @@ class FederationConfig(Section):
 
 
 def _count(value: float, whole: int) -> int:
-    return max(1, round(value * whole)) if value < 1 else int(value)
+    share = isinstance(value, float) and value <= 1  # 1 is one, 1.0 is all
+    return max(1, round(value * whole)) if share else int(value)
 
 
 class ModelConfig(Section):
@@ -171,7 +173,7 @@ class Config:
         """
         for key in raw:
             if key not in cls.KEYS:
-                raise ConfigError(f"unknown key '{key}'; expected one of {', '.join(cls.KEYS)}{near(key, [*cls.KEYS])}")
+                raise ConfigError(f"unknown key {key!r}; expected one of {', '.join(cls.KEYS)}{near(key, [*cls.KEYS])}")
         seed = raw.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ConfigError(f"seed: expected a whole number from 0, got {seed!r}")
@@ -265,7 +267,7 @@ def override(raw: Raw, overrides: Iterable[str]) -> tuple[Raw, list[str]]:
     Overriding a ``name``, ``partition`` or ``mechanism`` drops the fields that only its predecessor had, unless they
     are overridden too; an unknown key stays, to be refused by `Config.from_raw`.
     """
-    raw = json.loads(json.dumps(raw))
+    raw = copy.deepcopy(raw)
     given: dict[str, Any] = {}
     for text in overrides:
         key, sep, value = text.partition("=")
@@ -298,9 +300,10 @@ def _drop(raw: Raw, key: str, value: Any, given: Mapping[str, Any]) -> list[str]
     if not isinstance(table, dict) or not isinstance(value, str):
         return []
     notes = []
-    if key == "method.name" and raw.get("data", {}).get("public") and not method_class(value).needs_public:
-        public = raw["data"].pop("public")
-        raw["data"]["reserve"] = raw["data"].get("reserve", 0) + public
+    data = raw.get("data")
+    public = data.get("public") if isinstance(data, dict) else None
+    if key == "method.name" and isinstance(public, int) and public and not method_class(value).needs_public:
+        raw["data"]["reserve"] = raw["data"].get("reserve", 0) + raw["data"].pop("public")
         notes.append(f"{value} uses no public set: data.public={public} is held out as data.reserve instead")
     old, new = _fields(key, table.get(last)), _fields(key, value)
     for name in [n for n in table if n in old and n not in new and f"{section}.{n}" not in given]:
@@ -310,6 +313,8 @@ def _drop(raw: Raw, key: str, value: Any, given: Mapping[str, Any]) -> list[str]
 
 def _fields(key: str, variant: Any) -> set[str]:
     """Names of the fields that a variant has, for the keys that choose one."""
+    if not isinstance(variant, str):
+        variant = ""
     if key == "method.name":
         return set(method_class(variant or "local").model_fields)
     if key == "privacy.mechanism":
@@ -342,10 +347,10 @@ def _parse(kind: type[Any], section: str, raw: Any) -> Any:
 
 def _one_line(error: ValidationError, section: str, known: list[str]) -> str:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in (section, *first["loc"]) if not str(part).startswith(("int", "float")))
+    key = ".".join(str(part) for part in (section, *first["loc"]) if part not in ("int", "float"))
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][0])
-        return f"unknown key '{key}'; expected one of {', '.join(known)}{near(name, known)}"
+        return f"unknown key {key!r}; expected one of {', '.join(known)}{near(name, known)}"
     return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
 
 

@@ -69,7 +69,7 @@ class Method(BaseModel):
     ``task.fit`` only; `reads_records` says so where a method cannot keep to that.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     evidence: ClassVar[Evidence]
     sends: ClassVar[Literal["nothing", "logits", "params"]]

@@ -35,7 +35,7 @@ def method_class(name: str) -> type[Method]:
     module, _, attribute = (METHODS[name][0] if name in METHODS else name).partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a user's module may do anything when it is imported
         raise ConfigError(f"method.name: '{name}' cannot be imported ({error})") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ConfigError(f"method.name: '{name}' should be a subclass of fedkd.method.Method")

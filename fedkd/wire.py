@@ -75,8 +75,8 @@ def unpack(content: RecordDict) -> tuple[Knowledge, ConfigRecord]:
         tensors = from_record(content.array_records[KNOWLEDGE])
         about = content.config_records[ABOUT]
         weight = tensors.pop(WEIGHT)
-    except (KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # another party's bytes: numpy's reader fails in many ways
         raise SchemaError(f"a message should hold '{KNOWLEDGE}' and '{ABOUT}', got {list(content)}") from error
-    if weight.numel() != 1:
-        raise SchemaError(f"the weight should be a scalar, got shape {tuple(weight.shape)}")
+    if weight.numel() != 1 or weight.is_complex():
+        raise SchemaError(f"the weight should be a real scalar, got shape {tuple(weight.shape)} {weight.dtype}")
     return Knowledge(tensors, weight.reshape(())), about

@@ -69,6 +69,7 @@ class DpSgd:
     ) -> Params:
         """Return ``params`` after this round's steps on the client's records, drawn by `draws`."""
         clipped = ClippedSum(task.model, self.clip, loss)
+        params = {name: params[name] for name, _ in task.model.net.named_parameters()}  # the noise is in this order
         for row, noise in zip(client.draws["poisson"], client.draws["dp_noise"], strict=True):
             index = row[row >= 0]
             total = clipped(params, client.x[index], client.y[index])
@@ -95,7 +96,7 @@ class ClippedSum:
         if not len(y):
             return {name: torch.zeros_like(p) for name, p in params.items()}
         self.net._module.load_state_dict(dict(params))
-        self.net.zero_grad()
+        self.net.zero_grad(set_to_none=True)  # what an earlier call returned stays as it is
         with warnings.catch_warnings():  # torch remarks that x needs no gradient, which is so
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             self.net.enable_hooks()

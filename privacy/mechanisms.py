@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedkd.cohort import participations
 from fedkd.config import AmbassadorPrivacy, GaussianPrivacy
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, PrivacyError
 from fedkd.federation import Federation
 from fedkd.knowledge import Knowledge, Params, nest, pick
 from fedkd.losses import Loss, cross_entropy
@@ -206,12 +206,18 @@ class Ambassador(Mechanism):
         if home:  # methods that keep nothing at home have nothing to train there
             home, _ = method.client_update(task, client._replace(personal=home), down)
 
+        fitted: list[Params] = []
+
         def private_fit(
             task: Task, params: Params, sealed: Client, *, loss: Loss = cross_entropy, penalty: Penalty | None = None
         ) -> Params:
-            return self.dp.fit(task, params, client, loss=loss, penalty=penalty)
+            if fitted:
+                raise PrivacyError("a method may fit an ambassador once a round: the ledger books one DP-SGD training")
+            fitted.append(self.dp.fit(task, params, client, loss=loss, penalty=penalty))
+            return fitted[0]
 
-        sealed = client._replace(x=client.x[:0], y=client.y[:0], order=client.order[:0], draws={}, personal=speaker)
+        order = client.order.new_empty((0, 1))  # its width would tell the number of records
+        sealed = client._replace(x=client.x[:0], y=client.y[:0], order=order, draws={}, personal=speaker)
         speaker, raw = method.client_update(replace(self.speaker_task(task), fit=private_fit), sealed, down)
         return {**nest("home", home), **nest("ambassador", speaker)}, raw
 

@@ -232,7 +232,7 @@ class KnowledgeStrategy(Strategy):
         try:
             event = Event.from_json(json.loads(str(about["event"]))) if about["event"] else None
             peer, at = Peer(int(about["client"]), str(about["model"])), int(about["round"])  # type: ignore[arg-type]
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise SchemaError(f"client {client}, round {t}: the answer does not say what it is ({error})") from error
         expected = Peer(client, self.federation.client_models[client])
         schema = self.method.reply_schema(self.federation.client_task(client))

@@ -35,7 +35,7 @@ class Loop:
             yield self._answer(message, context)
 
     def _answer(self, message: Message, context: Context) -> Message:
-        before = RecordDict(dict(context.state))
+        before = RecordDict({name: record.copy() for name, record in context.state.items()})
         start = time.monotonic()
         try:
             with _deadline(self.timeout):

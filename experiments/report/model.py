@@ -100,6 +100,7 @@ class Privacy:
     unit: str = ""
     relation: str = ""
     view: str = ""
+    trust: str = ""
     sampling: str = ""
     accountant: str = ""
     upper_bound: bool | None = None

@@ -23,6 +23,7 @@ def read_privacy(value: Any) -> Privacy | None:
         epsilon=inner if outer is None else outer,
         delta=number(said.get("delta")) if delta is None else delta,
         **{name: plain(said.get(name)) for name in ("unit", "relation", "view", "sampling", "accountant", "text")},
+        trust=plain(value.get("trust") or ""),
         upper_bound=bound if isinstance(bound, bool) else None,
         assumptions=tuple(plain(one) for one in items(said.get("assumptions"))),
         exclusions=tuple(plain(one) for one in items(said.get("exclusions"))),

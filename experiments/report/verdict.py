@@ -13,10 +13,11 @@ from experiments.report.values import epsilon, fraction, plural, points, size, s
 
 TIE = 0.01
 WEAK = 10.0
-SEES_MESSAGES = frozenset(
-    {"server", "message", "messages", "every message", "all messages", "client messages", "local"}
-)
-SEES_OUTPUT = frozenset({"aggregate", "client", "clients", "other clients", "outsider", "student", "global", "central"})
+_PROTECTED = {
+    "client": "what left each client is",
+    "server": "the server itself sees unprotected messages, but what it gives away is",
+}
+"""What is protected, by who is trusted until then."""
 
 
 @dataclass(frozen=True)
@@ -144,21 +145,8 @@ def _privacy(run: Run) -> str:
     weak = ", a weak guarantee" if spent > WEAK else ""
     cost = f"(ε = {epsilon(spent)}{weak}, δ = {small(private.delta) if private.delta is not None else 'not stated'})"
     unit = f"{private.unit}-level " if private.unit else ""
-    return f"{_observer(private.view)} {cost} {unit}private"
-
-
-def _observer(view: str) -> str:
-    """Against whom the guarantee holds; a view in other words is quoted, never stretched."""
-    word = " ".join(view.replace("_", " ").lower().removeprefix("the ").split())
-    if word in SEES_MESSAGES:
-        return "what left each client is"
-    if word in SEES_OUTPUT:
-        return "the server itself sees unprotected messages, but what it gives away is"
-    return (
-        f"in the view of “{view}”, the run is"
-        if word
-        else "to an observer whom the statement does not name, the run is"
-    )
+    what = _PROTECTED.get(private.trust, "to an observer whom the statement does not name, the run is")
+    return f"{what} {cost} {unit}private"
 
 
 def worst(targets: tuple[Target, ...]) -> Target | None:

@@ -259,23 +259,17 @@ def test_infinite_epsilon_is_not_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("view", "eps", "expected"),
+    ("trust", "eps", "expected"),
     [
-        ("server", 9.9, "what left each client is (ε = 9.9, δ = 1e-3) record-level private"),
-        ("server", 50.0, "what left each client is (ε = 50, a weak guarantee, δ = 1e-3) record-level private"),
-        ("aggregate", 3.0, "the server itself sees unprotected messages, but what it gives away is (ε = 3, δ = 1e-3)"),
-        (
-            "a passing stranger",
-            3.0,
-            "in the view of “a passing stranger”, the run is (ε = 3, δ = 1e-3) record-level private",
-        ),
-        ("server's aggregate", 3.0, "in the view of “server's aggregate”, the run is (ε = 3, δ = 1e-3)"),
+        ("client", 9.9, "what left each client is (ε = 9.9, δ = 1e-3) record-level private"),
+        ("client", 50.0, "what left each client is (ε = 50, a weak guarantee, δ = 1e-3) record-level private"),
+        ("server", 3.0, "the server itself sees unprotected messages, but what it gives away is (ε = 3, δ = 1e-3)"),
         ("", 3.0, "to an observer whom the statement does not name, the run is (ε = 3, δ = 1e-3) record-level private"),
     ],
 )
-def test_sentence_names_whom_the_guarantee_holds_against(tmp_path: Path, view: str, eps: float, expected: str) -> None:
-    said = {**STATEMENT, "epsilon": eps, "view": view}
-    run = edit(make_run(tmp_path / "run"), privacy={"epsilon": eps, "delta": 1e-3, "statement": said})
+def test_sentence_names_whom_the_guarantee_holds_against(tmp_path: Path, trust: str, eps: float, expected: str) -> None:
+    said = {**STATEMENT, "epsilon": eps}
+    run = edit(make_run(tmp_path / "run"), privacy={"epsilon": eps, "delta": 1e-3, "trust": trust, "statement": said})
     assert expected in sentence(run)
 
 

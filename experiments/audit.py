@@ -1,0 +1,154 @@
+"""Audit a finished run: score every canary on everything that could give it away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import RecordDict
+from torch import Tensor
+
+from clients.client import Site, site
+from experiments import files
+from fedkd import checkpoint, seeds
+from fedkd.config import load
+from fedkd.errors import ConfigError
+from fedkd.knowledge import Knowledge, Params
+from fedkd.losses import cross_entropy
+from fedkd.method import Peer
+from privacy.audits.membership import AuditResult, audit_scores
+from privacy.gate import Pool, Released
+
+HOME, MESSAGE, AGGREGATE, STUDENT = "home model", "message", "aggregate", "student"
+
+
+@dataclass(frozen=True, eq=False)
+class Auditor:
+    """Sees everything a run left behind, the coins included; feeds nothing back.
+
+    Attributes:
+        site: The federation and its mechanism.
+        server: The server's final state.
+        states: The clients' final states.
+        t: The last round.
+    """
+
+    site: Site
+    server: Params
+    states: Mapping[int, RecordDict]
+    t: int
+
+    def results(self) -> list[AuditResult]:
+        """One result for each thing audited.
+
+        A canary is scored by the cross-entropy of its wrong label on: the owner's model at home; the owner's *message*,
+        that is what the client would answer if asked about the canary, through the mechanism; the *aggregate* of all
+        clients' answers; and the server's student.
+        """
+        federation = self.site.federation
+        canaries = federation.split.canaries
+        if not 0 < int(canaries.included.sum()) < len(canaries):
+            return []
+        x, _ = federation.canary_set()
+        own = [torch.from_numpy(canaries.owner == k).nonzero().flatten() for k in range(len(self._clients))]
+        found: dict[str, Tensor] = {HOME: self._owners([self._home(k, x[i]) for k, i in enumerate(own)], own)}
+        answers = self._answers(x)
+        if answers:
+            found[MESSAGE] = self._owners(
+                [a.knowledge.tensors["logits"][i] for a, i in zip(answers, own, strict=True)], own
+            )
+            pool = Pool(answers, self.site.mechanism, seeds.generator(federation.config.seed, "audit noise"))
+            found[AGGREGATE] = pool.mean.tensors["logits"]
+        student = federation.config.method.student(federation.server_task, self.server)
+        if student is not None:
+            found[STUDENT] = federation.server_task.model.logits(student, x)
+        return [self._judge(target, logits) for target, logits in found.items()]
+
+    @property
+    def _clients(self) -> range:
+        return range(self.site.federation.config.federation.clients)
+
+    def _owners(self, parts: list[Tensor], own: list[Tensor]) -> Tensor:
+        """Put each owner's logits at the places of its canaries."""
+        order = torch.cat(own)
+        return torch.cat(parts)[order.argsort()]
+
+    def _home(self, client: int, x: Tensor) -> Tensor:
+        federation = self.site.federation
+        task = federation.client_task(client)
+        home = self.site.mechanism.home(self.site.personal(client, self._state(client)))
+        return task.model.logits(federation.config.method.judged(self._down(client), home), x)
+
+    def _answers(self, x: Tensor) -> list[Released]:
+        """What each client would say about the inputs x, as it would leave."""
+        config, mechanism = self.site.federation.config, self.site.mechanism
+        if config.method.sends == "nothing":
+            return []
+        answers = []
+        for client in self._clients:
+            peer = Peer(client, self.site.federation.client_models[client])
+            logits = self._speak(client, x)
+            if config.method.sends == "logits":
+                rng = seeds.generator(config.seed, "audit noise", client=client + 1)
+                answers.append(Released(peer, self.t, mechanism.noise(mechanism.bound(logits), rng), None))
+            else:
+                answers.append(Released(peer, self.t, logits, None))
+        return answers
+
+    def _speak(self, client: int, x: Tensor) -> Knowledge:
+        """Logits of the model that answers for the client; where weights are sent, of those of one more round."""
+        federation, mechanism = self.site.federation, self.site.mechanism
+        task = federation.client_task(client)
+        personal = self.site.personal(client, self._state(client))
+        if federation.config.method.sends == "logits":
+            model, params = mechanism.speaker_task(task).model, mechanism.speaker(personal)
+        else:
+            tensors = self.site.tensors(client, self.t + 1, personal)
+            _, raw = mechanism.update(federation.config.method, task, tensors, self._down(client))
+            model, params = task.model, dict(raw.tensors)
+        return Knowledge({"logits": model.logits(params, x)})
+
+    def _down(self, client: int) -> Knowledge:
+        federation = self.site.federation
+        peer = Peer(client, federation.client_models[client])
+        return federation.config.method.send(federation.server_task, self.server, self.t + 1, peer)
+
+    def _state(self, client: int) -> RecordDict:
+        return self.states.get(client, RecordDict())
+
+    def _judge(self, target: str, logits: Tensor) -> AuditResult:
+        federation = self.site.federation
+        _, wrong = federation.canary_set()
+        scores = cross_entropy(logits, wrong).double().cpu().numpy()
+        return audit_scores(target, target != HOME, scores, federation.split.canaries.included, federation.config.seed)
+
+
+def summarise(results: list[AuditResult]) -> dict[str, Any] | None:
+    """The audit's part of summary.json; its headline is the worst of what leaves (or of all, where nothing does)."""
+    if not results:
+        return None
+    worst = max([r for r in results if r.leaves_client] or results, key=lambda r: r.auroc)
+    return {
+        "target": worst.target,
+        "exposure_mean": worst.exposure_mean,
+        "auroc": worst.auroc,
+        "chance": {"auroc": 0.5, "exposure": worst.exposure_chance},
+        "targets": [r.to_json() for r in results],
+    }
+
+
+def open_run(directory: Path) -> Auditor:
+    """An auditor of the run in a directory, from its configuration and checkpoint.
+
+    Raises:
+        ConfigError: The directory holds no run, or its checkpoint is damaged.
+    """
+    path = directory / files.CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{directory}: no {files.CONFIG} here; expected the directory of a run")
+    config, _ = load(path)
+    saved = checkpoint.load(directory / files.CHECKPOINT)
+    return Auditor(site(config.to_json()), saved.server, saved.states, saved.round)

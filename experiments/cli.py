@@ -1,0 +1,197 @@
+"""The command line. Heavy imports wait until a command needs them, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="fedkd",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Federated and privacy-aware knowledge distillation: run a federation, audit what it leaked, read the report.",
+)
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+@app.command()
+def run(
+    conf: Annotated[Path, typer.Argument(help="Configuration, TOML (`experiments/conf/main.toml` is the main job).")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Override keys: `method.name=fedprox method.mu=0.1`."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory, new or empty; default `runs/CONF`.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed; everything random follows from it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the directory.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing while running.")] = False,
+) -> None:
+    """Run a federation: rounds, checkpoints, audit, `summary.json` and `report.html`.
+
+    Ctrl-C leaves a checkpoint that `--resume` goes on from, with the same result as an undisturbed run.
+    All keys: `fedkd list keys`. Exit code 0: finished; 1: could not go on; 2: bad input, nothing written.
+    """
+    with _errors():
+        from rich.console import Console
+
+        from experiments.report import render
+        from experiments.run import Run, default_out
+        from experiments.show import Live, Silent, table
+        from fedkd.config import load
+
+        console = Console(stderr=True)
+        config, notes = load(conf, overrides or [], seed)
+        place = out or default_out(conf, resume)
+        view = Silent() if quiet else Live(console)
+        for note in notes:
+            view.note(f"note: {note}")
+        job = Run(config, place, shlex.join(["fedkd", *sys.argv[1:]]), view)
+        try:
+            summary = job.go(resume)
+        except KeyboardInterrupt:
+            view.close()
+            typer.echo(f"interrupted; go on with: fedkd run {conf} --out {place} --resume", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        page = render(place)
+        if not quiet:
+            console.print(table({"this run": summary, **_compared(place)}))
+            console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def audit(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's directory.")],
+) -> None:
+    """Audit a run again from its checkpoint: exposure and membership AUROC of all that could give a canary away."""
+    with _errors():
+        from rich.console import Console
+        from rich.table import Table
+
+        from experiments.audit import open_run
+
+        results = open_run(directory).results()
+        if not results:
+            typer.echo("no canaries were planted; run with audit.canaries=200")
+            return
+        grid = Table(box=None, header_style="bold", pad_edge=False)
+        for name in ("audited", "leaves", "AUROC", "95 % interval", "null band", "p", "exposure", "chance", "in/out"):
+            grid.add_column(name)
+        for r in results:
+            grid.add_row(
+                r.target,
+                "leaves" if r.leaves_client else "stays home",
+                f"{r.auroc:.3f}",
+                f"{r.auroc_low:.3f} to {r.auroc_high:.3f}",
+                f"{r.null_low:.3f} to {r.null_high:.3f}",
+                f"{r.p_value:.2g}",
+                f"{r.exposure_mean:.2f} bits",
+                f"{r.exposure_chance:.2f} bits",
+                f"{r.n_in}/{r.n_out}",
+            )
+        Console().print(grid)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's directory, finished or not.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default DIR/report.html.")] = None,
+) -> None:
+    """Write a run's report: one HTML file that needs no network and no scripts."""
+    with _errors():
+        from experiments.report import render
+
+        typer.echo(render(directory, output))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="methods|datasets|models|mechanisms|keys", help="What to list.")],
+) -> None:
+    """List what there is, one line each."""
+    with _errors():
+        from fedkd.errors import ConfigError
+
+        listers = {
+            "methods": _methods,
+            "datasets": _datasets,
+            "models": _models,
+            "mechanisms": _mechanisms,
+            "keys": _keys,
+        }
+        if what not in listers:
+            raise ConfigError(f"list: expected one of {', '.join(listers)}, got '{what}'")
+        rows = list(listers[what]())
+        width = max(len(name) for name, _ in rows)
+        for name, about in rows:
+            typer.echo(f"{name.ljust(width)}  {about}")
+
+
+def _methods() -> Iterator[tuple[str, str]]:
+    from fedkd.registry import METHODS, method_class
+
+    for name, (_, about) in METHODS.items():
+        yield name, f"{about} [{method_class(name).evidence}]"
+
+
+def _datasets() -> Iterator[tuple[str, str]]:
+    from fedkd.data.datasets import DATASETS
+
+    for name, source in DATASETS.items():
+        yield name, source.description
+
+
+def _models() -> Iterator[tuple[str, str]]:
+    from fedkd.models import MODELS
+
+    for name, (_, about) in MODELS.items():
+        yield name, about
+
+
+def _mechanisms() -> Iterator[tuple[str, str]]:
+    from privacy.mechanisms import ABOUT
+
+    yield from ABOUT.items()
+
+
+def _keys() -> Iterator[tuple[str, str]]:
+    from fedkd.config import describe
+
+    for section, keys in describe().items():
+        for name, (about, default) in keys.items():
+            yield f"{section}.{name}", f"{about} (default {default!r})" if about else f"(default {default!r})"
+
+
+def _compared(place: Path) -> dict[str, Any]:
+    found = sorted(place.glob("compare/*/summary.json"))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn the errors fedkd raises on purpose into one line and an exit code."""
+    from fedkd.errors import ConfigError, FedkdError
+
+    try:
+        yield
+    except FedkdError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(BAD_INPUT if isinstance(error, ConfigError) else FAILED) from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What a run shows while it works, and the table at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedkd.config import Config
+from strategies.flower import Round
+
+
+class View(Protocol):
+    """Where progress is shown."""
+
+    def start(self, done: int, config: Config) -> None:
+        """The rounds begin."""
+        ...
+
+    def reply(self) -> None:
+        """A client answered."""
+        ...
+
+    def round(self, report: Round) -> None:
+        """A round is over."""
+        ...
+
+    def waiting(self, done: int, rows: int) -> None:
+        """The run is over, comparison rows are not."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, done: int, config: Config) -> None:
+        """Say nothing."""
+
+    def reply(self) -> None:
+        """Say nothing."""
+
+    def round(self, report: Round) -> None:
+        """Say nothing."""
+
+    def waiting(self, done: int, rows: int) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Say nothing."""
+
+
+class Live:
+    """A progress bar over rounds, with the state of the federation beside it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("round", total=1, said="", start=False)
+        self._replies = 0
+        self._said = ""
+        self._up = 0
+
+    def start(self, done: int, config: Config) -> None:
+        """Draw the bar."""
+        self._progress.start()
+        self._progress.start_task(self._task)
+        self._progress.update(self._task, total=config.federation.rounds, completed=done)
+
+    def reply(self) -> None:
+        """Count the answers of the round."""
+        self._replies += 1
+        self._progress.update(self._task, said=f"{self._said} · {self._replies} replies")
+
+    def round(self, report: Round) -> None:
+        """Say where the federation stands."""
+        self._up += report.bytes_up
+        parts = [f"cohort {report.cohort}"]
+        if report.accuracy is not None:
+            parts += [f"balanced {report.accuracy.balanced_mean:.3f}", f"own {report.accuracy.personal_mean:.3f}"]
+        parts.append(f"up {human(self._up)}")
+        if report.epsilon is not None:
+            parts.append(f"ε {report.epsilon:.2f}")
+        if report.failures:
+            parts.append(f"{len(report.failures)} refused")
+        self._said, self._replies = " · ".join(parts), 0
+        self._progress.update(self._task, completed=report.t, said=self._said)
+
+    def waiting(self, done: int, rows: int) -> None:
+        """Say what is still running."""
+        self._progress.update(self._task, said=f"{self._said} · comparison {done}/{rows}")
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, style="yellow", highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._progress.stop()
+
+
+def human(count: float) -> str:
+    """Bytes as a short text."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One line for each summary, by label."""
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    grid.add_column("run")
+    for name in ("balanced", "personal", "worst 10 %", "server model", "up", "down", "ε", "audit AUROC", "seconds"):
+        grid.add_column(name, justify="right")
+    for label, summary in rows.items():
+        accuracy, private, audit = summary["accuracy"], summary["privacy"], summary["audit"]
+        server = accuracy["global"]
+        grid.add_row(
+            label,
+            f"{accuracy['balanced_mean']:.3f}",
+            f"{accuracy['personal_mean']:.3f} ± {accuracy['personal_std']:.3f}",
+            f"{accuracy['personal_worst10']:.3f}",
+            "-" if server is None else f"{server:.3f}",
+            human(summary["bytes"]["up"]),
+            human(summary["bytes"]["down"]),
+            "none" if private is None else f"{float(private['epsilon']):.2f}",
+            "-" if audit is None else f"{audit['auroc']:.2f} ({audit['target']})",
+            f"{summary['seconds']:.0f}",
+        )
+    return grid
