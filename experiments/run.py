@@ -28,7 +28,6 @@ from fedkd.errors import ConfigError
 from fedkd.grid import LocalGrid
 from fedkd.knowledge import fingerprint
 from fedkd.metrics import Accuracy
-from privacy.accounting import FINAL_INTERVAL
 from privacy.ledger import Ledger
 from privacy.mechanisms import EXCLUDED
 from strategies.flower import KnowledgeStrategy, Round
@@ -205,7 +204,7 @@ def _clients(here: Site, strategy: KnowledgeStrategy) -> list[dict[str, Any]]:
             "test": len(federation.split.own_test[client]),
             "classes": counts[client].tolist(),
             **strategy.scores.get(client, {}),
-            "epsilon": _finite(strategy.ledger.spent(client, FINAL_INTERVAL)) if private else None,
+            "epsilon": _finite(strategy.ledger.spent(client)) if private else None,
         }
         for client in range(federation.config.federation.clients)
     ]

@@ -47,7 +47,10 @@ class Array(flwr.app.Array):  # the name is part of Flower's encoding: the other
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Wrap named tensors, by reference."""
-    return ArrayRecord({name: Array(tensor) for name, tensor in tensors.items()})
+    record = ArrayRecord()  # its constructor would copy every array into Flower's own
+    for name, tensor in tensors.items():
+        record[name] = Array(tensor)
+    return record
 
 
 def from_record(record: ArrayRecord) -> Params:

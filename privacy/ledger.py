@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, get_args
 
@@ -100,9 +101,9 @@ class Ledger:
             client: Client id; None for the largest over all clients, which is the epsilon of the federation.
             interval: As in ``accounting.epsilon``: the live interval during a run, the final one for publication.
         """
-        # Clients with the same history are the rule; each history is priced once.
-        histories = set(self._composed.values()) if client is None else {self._composed.get(client, ())}
-        return max((self._cost(history, interval) for history in histories), default=0.0)
+        if client is not None:
+            return self._cost(self._composed.get(client, ()), interval)
+        return max((self._cost(history, interval) for history in _longest(set(self._composed.values()))), default=0.0)
 
     def would_exceed(self, client: int, event: Event, budget_epsilon: float) -> bool:
         """Return whether one more release would bring the client's epsilon above ``budget_epsilon``."""
@@ -210,6 +211,20 @@ class Ledger:
 @lru_cache(maxsize=16384)
 def _extended(history: tuple[Event, ...], event: Event) -> tuple[Event, ...]:
     return merge((*history, event))
+
+
+def _longest(histories: set[tuple[Event, ...]]) -> list[tuple[Event, ...]]:
+    """Leave out histories that another one contains: composing more never costs less, so they need no price."""
+    counts = {history: {replace(event, steps=1): event.steps for event in history} for history in histories}
+
+    def within(small: tuple[Event, ...], large: tuple[Event, ...]) -> bool:
+        return all(steps <= counts[large].get(event, 0) for event, steps in counts[small].items())
+
+    kept: list[tuple[Event, ...]] = []
+    for history in sorted(histories, key=lambda one: sum(counts[one].values()), reverse=True):
+        if not any(within(history, other) for other in kept):
+            kept.append(history)
+    return kept
 
 
 @lru_cache(maxsize=16384)

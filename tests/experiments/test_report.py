@@ -92,7 +92,11 @@ def make_run(
     (path / "config.toml").write_text(CONFIG)
     if finished:
         final = lines[-1]["accuracy"]
-        private = None if eps is None else {"epsilon": eps, "delta": 1e-3, "statement": {**STATEMENT, "epsilon": eps}}
+        private = (
+            None
+            if eps is None
+            else {"epsilon": eps, "delta": 1e-3, "trust": "client", "statement": {**STATEMENT, "epsilon": eps}}
+        )
         summary = {
             "method": method, "dataset": "mnist5k", "seed": 0, "clients": clients, "rounds": rounds,
             "mechanism": "none" if eps is None else "ambassador", "accuracy": final,

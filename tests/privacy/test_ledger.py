@@ -227,3 +227,13 @@ def test_a_thousand_clients_cost_one_query_a_round():
 
 def test_examples():
     assert doctest.testmod(privacy.ledger).failed == 0
+
+
+def test_the_largest_client_is_found_without_pricing_histories_that_another_contains():
+    ledger = Ledger(1e-3, "add_remove", "record", "the server sees everything")
+    for client, rounds in enumerate([3, 1, 2, 0]):
+        for t in range(rounds):
+            ledger.record(client, t + 1, Event(2.0, 0.3, 4))
+    ledger.record(3, 1, Event(1.5))
+    assert ledger.spent() == max(ledger.spent(client) for client in range(4))
+    assert ledger.spent() in {ledger.spent(0), ledger.spent(3)}
