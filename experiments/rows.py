@@ -33,44 +33,47 @@ def configs(config: Config) -> dict[str, Config]:
 
 
 class Rows:
-    """Runs the rows one after the other while the main run works; finished rows are not run again.
+    """Runs the rows in child processes: one at a time while the main run works, two when it is done.
 
     Attributes:
         failures: Why a row has no result, by label.
+        done: Rows that are over.
     """
 
     def __init__(self, out: Path, config: Config) -> None:
-        self.out = out / files.COMPARE
+        self.out = out.resolve() / files.COMPARE
         self.configs = configs(config)
         self.failures: dict[str, str] = {}
         self.done = 0
-        self._child: subprocess.Popen[str] | None = None
+        self._waiting = list(self.configs)
+        self._children: set[subprocess.Popen[str]] = set()
         self._stopped = False
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        """Begin with the next row, beside whatever is running."""
+        thread = threading.Thread(target=self._work, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for the rows; return whether all are done."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        for thread in self._threads:
+            thread.join(seconds)
+        return not any(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
-        """End the child; a row that was running can be resumed."""
+        """End the children; a row that was running can be resumed."""
         self._stopped = True
-        if self._child is not None and self._child.poll() is None:
-            self._child.terminate()
-        if self._thread.is_alive():
-            self._thread.join(10)
+        for child in list(self._children):
+            child.terminate()
+        self.wait(10)
 
     def _work(self) -> None:
-        for label, config in self.configs.items():
-            if self._stopped:
-                return
+        while self._waiting and not self._stopped:
+            label = self._waiting.pop(0)
             try:
-                self._run(label, config)
+                self._run(label, self.configs[label])
             except OSError as error:
                 self.failures[label] = str(error)
             self.done += 1
@@ -87,15 +90,17 @@ class Rows:
         files.write(source, config.to_toml())
         command = [sys.executable, "-m", "experiments.cli", "run", str(source), "--out", str(place), "--quiet"]
         root = str(Path(fedkd.__file__).parent.parent)
-        self._child = subprocess.Popen(
+        child = subprocess.Popen(
             command + (["--resume"] if resume else []),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])},
         )
-        _, said = self._child.communicate()
-        if self._child.returncode:
+        self._children.add(child)
+        _, said = child.communicate()
+        self._children.discard(child)
+        if child.returncode and not self._stopped:
             last = said.strip().splitlines()
-            self.failures[label] = last[-1] if last else f"exit code {self._child.returncode}"
+            self.failures[label] = last[-1] if last else f"exit code {child.returncode}"
         source.unlink(missing_ok=True)

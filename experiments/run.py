@@ -140,6 +140,7 @@ class Run:
         return summary
 
     def _await(self, rows: Rows) -> None:
+        rows.start()  # this process is idle from here on, so its core takes a row too
         while not rows.wait(0.2):
             self.view.waiting(rows.done, len(rows.configs))
 

@@ -321,7 +321,7 @@ def _ambassador(federation: Federation, privacy: AmbassadorPrivacy) -> Ambassado
         sampling_rate=privacy.sampling_rate,
         steps=privacy.steps,
         lr=privacy.lr,
-        expected_batch=round(privacy.sampling_rate * sum(sizes) / len(sizes), 1),
+        expected_batch=max(round(privacy.sampling_rate * sum(sizes) / len(sizes), 1), 0.1),
     )
     return Ambassador(delta=privacy.delta, budget=privacy.epsilon, dp=dp, model=privacy.model)
 

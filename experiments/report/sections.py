@@ -59,9 +59,9 @@ def comparison(run: Run) -> str:
         for row in (run, *run.compare)
     )
     drawn = svg(lambda width: spread.comparison(run, width), "comparison", alt + ".")
-    return figure(
-        drawn, "Sorted by balanced accuracy, whose value is written out; red: worse than training alone."
-    ) + tables.comparison(run)
+    drawing = figure(drawn, "Sorted by balanced accuracy, whose value is written out; red: worse than training alone.")
+    note = "<p>AUROC: membership of the canaries, told from the worst of what leaves the clients.</p>\n"
+    return drawing + tables.comparison(run) + note
 
 
 def traffic(run: Run) -> str:

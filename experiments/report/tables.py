@@ -9,7 +9,7 @@ from statistics import fmean, median
 
 from experiments.report.model import ClientRow, Failure, Run, Target
 from experiments.report.values import DASH, duration, epsilon, fraction, plural, short, signed, size, small
-from experiments.report.verdict import change
+from experiments.report.verdict import change, worst
 
 MOST_FAILURES = 100
 
@@ -96,6 +96,7 @@ def comparison(run: Run) -> str:
         "Personal",
         "Worst 10 %",
         "Bytes up",
+        "AUROC",
     )
     return table(heads, (_compared(row, run) for row in rows), left=4, name="All runs side by side")
 
@@ -117,7 +118,14 @@ def _compared(row: Run, run: Run) -> list[str]:
         fraction(got.personal_mean),
         fraction(got.personal_worst10),
         size(row.up),
+        _leak(row),
     ]
+
+
+def _leak(row: Run) -> str:
+    """Membership AUROC of the worst that leaves a client."""
+    found = worst(tuple(one for one in row.audit.targets if one.leaves)) if row.audit else None
+    return DASH if found is None else fraction(found.auroc)
 
 
 def standing(row: Run, run: Run) -> str:

@@ -39,7 +39,10 @@ def test_a_run_writes_everything_and_says_what_it_did(tiny, tmp_path):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
     assert summary["accuracy"] == lines[-1]["accuracy"]
-    assert summary["bytes"] == {"up": 4 * 4 * 200 * 10 * 4, "down": 3 * 4 * 200 * 10 * 4}  # rounds, clients, m, K, float
+    assert summary["bytes"] == {
+        "up": 4 * 4 * 200 * 10 * 4,
+        "down": 3 * 4 * 200 * 10 * 4,
+    }  # rounds, clients, m, K, float
     assert 9.5 < summary["privacy"]["epsilon"] <= 10
     assert summary["privacy"]["statement"]["unit"] == "record"
     targets = [target["target"] for target in summary["audit"]["targets"]]
@@ -139,7 +142,7 @@ def test_a_half_written_checkpoint_is_ignored_and_a_damaged_one_refused(tiny, tm
     content[-1] ^= 1
     homes.write_bytes(bytes(content))
     before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
-    with pytest.raises(ConfigError, match="damaged.*homes"):
+    with pytest.raises(ConfigError, match=r"damaged.*homes"):
         go(tiny, out, resume=True)
     assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*")) == before
 
@@ -163,7 +166,7 @@ def test_resume_refuses_another_configuration(tiny, tmp_path):
     go(tiny, tmp_path / "run")
     with pytest.raises(ConfigError, match="choose another --out"):
         go(tiny, tmp_path / "run", "seed=9", resume=True)
-    with pytest.raises(ConfigError, match="no config.toml"):
+    with pytest.raises(ConfigError, match=r"no config\.toml"):
         go(tiny, tmp_path / "nothing", resume=True)
 
 
