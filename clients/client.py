@@ -14,7 +14,7 @@ from fedkd.federation import Federation
 from fedkd.knowledge import Knowledge, Params
 from fedkd.method import Peer
 from fedkd.metrics import accuracy
-from fedkd.task import Client
+from fedkd.task import Client, Task
 from privacy import mechanisms
 from privacy.gate import Gate, Released
 from privacy.ledger import Ledger
@@ -22,6 +22,25 @@ from privacy.mechanisms import Mechanism
 
 PERSONAL = "personal"
 LEDGER = "ledger"
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One client's part in a round, ready for the method: the gate has agreed.
+
+    Attributes:
+        round: The round, from 1.
+        task: What everybody knows.
+        client: What the client alone knows.
+        down: What the server said, on whatever device it came.
+        gate: What the answer has to pass.
+    """
+
+    round: int
+    task: Task
+    client: Client
+    down: Knowledge
+    gate: Gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,16 +56,32 @@ class Site:
 
     def train(self, client: int, t: int, down: Knowledge, state: RecordDict) -> Released:
         """Answer round ``t``. ``state`` changes only if the answer is complete."""
-        config, task = self.federation.config, self.federation.client_task(client)
-        peer, schema = Peer(client, task.model.name), config.method.reply_schema(task)
+        turn = self.build(client, t, down, state)
+        personal, raw = self.update(turn.task, turn.client, self.here(down))
+        return self.conclude(turn, personal, raw, state)
+
+    def build(self, client: int, t: int, down: Knowledge, state: RecordDict) -> Turn:
+        """Ask the gate, then lay out what the client's half needs."""
+        task = self.federation.client_task(client)
+        peer, schema = Peer(client, task.model.name), self.federation.config.method.reply_schema(task)
         gate = Gate(self.mechanism, self.ledger(state), peer, schema)
         gate.ask()
-        tensors = self.tensors(client, t, self.personal(client, state))
-        personal, raw = self.mechanism.update(config.method, task, tensors, self._here(down))
-        released = gate.release(t, raw, seeds.generator(config.seed, "noise", t, client))
-        state[PERSONAL] = wire.to_record({name: p.detach().cpu() for name, p in personal.items()})
-        if released.event is not None:
-            state[LEDGER] = ConfigRecord({"json": json.dumps(gate.ledger.to_json())})
+        return Turn(t, task, self.tensors(client, t, self.personal(client, state)), down, gate)
+
+    def update(self, task: Task, client: Client, down: Knowledge) -> tuple[Params, Knowledge]:
+        """The client's half: (what stays at home, the raw answer). A pure function of tensors."""
+        return self.mechanism.update(self.federation.config.method, task, client, down)
+
+    def conclude(self, turn: Turn, personal: Params, raw: Knowledge, state: RecordDict) -> Released:
+        """Pass the gate, then write home; a refused answer leaves ``state`` as it was."""
+        gate, t = turn.gate, turn.round
+        noise = seeds.generator(self.federation.config.seed, "noise", t, gate.peer.client)
+        released = gate.release(t, raw, noise)
+        home = wire.to_record({name: p.detach().cpu() for name, p in personal.items()})
+        ledger = ConfigRecord({"json": json.dumps(gate.ledger.to_json())}) if released.event is not None else None
+        state[PERSONAL] = home
+        if ledger is not None:
+            state[LEDGER] = ledger
         return released
 
     def evaluate(self, client: int, down: Knowledge, state: RecordDict) -> dict[str, float]:
@@ -54,7 +89,7 @@ class Site:
         federation = self.federation
         task = federation.client_task(client)
         home = self.mechanism.home(self.personal(client, state))
-        params = federation.config.method.judged(self._here(down), home)
+        params = federation.config.method.judged(self.here(down), home)
         x, y = federation.own_test_set(client)
         return {
             "balanced": accuracy(task.model, params, federation.test_x, federation.test_y),
@@ -89,11 +124,23 @@ class Site:
             x, y, order.to(device), rows.to(device), {name: d.to(device) for name, d in draws.items()}, personal
         )
 
-    def _here(self, knowledge: Knowledge) -> Knowledge:
+    def here(self, knowledge: Knowledge) -> Knowledge:
+        """The same knowledge on the federation's device."""
         device = self.federation.device
         if device.type == "cpu":
             return knowledge
         return Knowledge({name: v.to(device) for name, v in knowledge.tensors.items()}, knowledge.weight.to(device))
+
+
+def answer(released: Released) -> RecordDict:
+    """The content of the reply that carries what was released."""
+    about: dict[str, str | int | float] = {
+        "round": released.round,
+        "client": released.peer.client,
+        "model": released.peer.model,
+        "event": json.dumps(released.event.to_json()) if released.event else "",
+    }
+    return wire.pack(released.knowledge, about)
 
 
 def open_site(federation: Federation) -> Site:

@@ -16,6 +16,7 @@ from experiments import files
 from fedkd import checkpoint, seeds
 from fedkd.config import load
 from fedkd.errors import ConfigError
+from fedkd.homes import Homes
 from fedkd.knowledge import Knowledge, Params
 from fedkd.losses import cross_entropy
 from fedkd.method import Peer
@@ -54,7 +55,9 @@ class Auditor:
             return []
         x, _ = federation.canary_set()
         own = [torch.from_numpy(canaries.owner == k).nonzero().flatten() for k in range(len(self._clients))]
-        found: dict[str, Tensor] = {HOME: self._owners([self._home(k, x[i]) for k, i in enumerate(own)], own)}
+        found: dict[str, Tensor] = {}
+        if self.site.mechanism.home(self.site.personal(0, self._state(0))):  # else no client keeps a model of its own
+            found[HOME] = self._owners([self._home(k, x[i]) for k, i in enumerate(own)], own)
         answers = self._answers(x)
         if answers:
             found[MESSAGE] = self._owners(
@@ -117,7 +120,7 @@ class Auditor:
         return federation.config.method.send(federation.server_task, self.server, self.t + 1, peer)
 
     def _state(self, client: int) -> RecordDict:
-        return self.states.get(client, RecordDict())
+        return self.states.get(client) or RecordDict()
 
     def _judge(self, target: str, logits: Tensor) -> AuditResult:
         federation = self.site.federation
@@ -151,4 +154,4 @@ def open_run(directory: Path) -> Auditor:
         raise ConfigError(f"{directory}: no {files.CONFIG} here; expected the directory of a run")
     config, _ = load(path)
     saved = checkpoint.load(directory / files.CHECKPOINT)
-    return Auditor(site(config.to_json()), saved.server, saved.states, saved.round)
+    return Auditor(site(config.to_json()), saved.server, Homes.open(directory / files.HOMES, saved.round), saved.round)

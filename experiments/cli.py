@@ -69,6 +69,22 @@ def run(
 
 
 @app.command()
+def show(
+    conf: Annotated[Path, typer.Argument(help="Configuration, TOML.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for `run`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, as `flwr run` takes it.")] = False,
+) -> None:
+    """Print the resolved configuration without running it."""
+    with _errors():
+        from fedkd.config import load
+
+        config, notes = load(conf, overrides or [])
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
+        typer.echo(config.to_json() if as_json else config.to_toml(), nl=as_json)
+
+
+@app.command()
 def audit(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's directory.")],
 ) -> None:
@@ -111,6 +127,46 @@ def report(
         from experiments.report import render
 
         typer.echo(render(directory, output))
+
+
+@app.command()
+def sweep(
+    conf: Annotated[
+        Path, typer.Argument(help="Configuration, or a sweep file: `base`, `seeds`, `[grid]`, `[[cells]]`.")
+    ],
+    grid: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=A,B,C]...", help="Keys to sweep, and keys with one value for all runs."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds: `0..4` or `0,2,5`; default the file's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Sweep directory; default `runs/CONF-sweep`.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time; default as many as there are cores.")] = None,
+) -> None:
+    """Run a grid of configurations times seeds, several at a time, in `DIR/<label>/seed-<k>/`.
+
+    The same command again goes on where it stopped: finished runs stay, half-made ones resume, failed ones start anew.
+    Exit code 0: all finished; 1: some runs failed, one line each; 2: bad input, nothing was run.
+    """
+    with _errors():
+        from rich.console import Console
+
+        from experiments.cells import plan
+        from experiments.sweep import Sweep, default_jobs
+
+        what = plan(conf, grid or [], seeds)
+        place = out or Path("runs") / f"{conf.stem}-sweep"
+        at_once = default_jobs([cell.config for cell in what.cells]) if jobs is None else jobs
+        try:
+            failures = Sweep(what, place, at_once, Console(stderr=True)).go()
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted; go on with: {shlex.join(['fedkd', *sys.argv[1:]])}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        for label, reason in failures.items():
+            typer.echo(f"{label} failed: {reason}", err=True)
+        total = len(what.cells) * len(what.seeds)
+        typer.echo(f"{total - len(failures)} of {total} runs finished; see: fedkd compare {shlex.quote(str(place))}")
+        if failures:
+            raise typer.Exit(FAILED)
 
 
 @app.command("list")

@@ -7,16 +7,17 @@ import json
 import math
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import RecordDict
 
-from clients.app import app
 from clients.client import Site, site
-from clients.engines.loop import Loop
+from clients.engines import open_engine
 from experiments import files
 from experiments.audit import Auditor, summarise
 from experiments.rows import Rows
@@ -25,7 +26,8 @@ from fedkd import checkpoint, wire
 from fedkd.checkpoint import Checkpoint
 from fedkd.config import Config
 from fedkd.errors import ConfigError
-from fedkd.grid import LocalGrid
+from fedkd.grid import Engine, LocalGrid
+from fedkd.homes import Homes
 from fedkd.knowledge import fingerprint
 from fedkd.metrics import Accuracy
 from privacy.ledger import Ledger
@@ -61,20 +63,21 @@ class Run:
         torch.set_num_threads(1)  # more threads than cores a process costs 10 to 30 times on a busy machine
         here = site(self.config.to_json())
         rows = Rows(self.out, self.config)
-        grid = self._grid()
         strategy = KnowledgeStrategy(here.federation, here.mechanism)
-        strategy.on_round = lambda report: self._on_round(report, strategy, grid)
         if resume:
             files.same_config(self.out, self.config)
-            self._restore(strategy, grid)
+            homes = self._restore(strategy)
         else:
             files.fresh(self.out)
             files.write(self.out / files.CONFIG, self.config.to_toml())
+            homes = Homes(self.out / files.HOMES, self.config.engine.home_bytes())
+        strategy.on_round = lambda report: self._on_round(report, strategy, homes)
         rows.start()
         try:
-            self.view.start(strategy.round, self.config)
-            strategy.start(grid)
-            summary = self._finish(here, strategy, grid)
+            with open_engine(self.config) as engine:
+                self.view.start(strategy.round, self.config)
+                strategy.start(self._grid(engine, homes))
+            summary = self._finish(here, strategy, homes)
             self._await(rows)
         finally:
             rows.stop()
@@ -83,36 +86,38 @@ class Run:
             self.view.note(f"compare '{label}' failed: {reason}")
         return summary
 
-    def _grid(self) -> LocalGrid:
-        loop = Loop(app, self.config.federation.client_timeout)
-        run_config: dict[str, bool | float | int | str] = {"config": self.config.to_json()}
-        return LocalGrid(loop, self.config.federation.clients, run_config, lambda _: self.view.reply())
+    def _grid(self, engine: Engine, homes: Homes) -> LocalGrid:
+        run_config = {"config": self.config.to_json()}
+        return LocalGrid(engine, self.config.federation.clients, run_config, lambda _: self.view.reply(), homes)
 
-    def _restore(self, strategy: KnowledgeStrategy, grid: LocalGrid) -> None:
+    def _restore(self, strategy: KnowledgeStrategy) -> Homes:
         """Continue from the newest checkpoint; lines of rounds that will be run again are dropped."""
         saved = checkpoint.load(self.out / files.CHECKPOINT)
+        homes = Homes.open(self.out / files.HOMES, saved.round, self.config.engine.home_bytes())
+        homes.verify()
         strategy.resume(saved.round, saved.server, Ledger.from_json(saved.extra["ledger"]))
         strategy.scores = {int(k): v for k, v in saved.extra["scores"].items()}
-        for client, state in saved.states.items():
-            grid.context(client).state = state
         self.spent = float(saved.extra["seconds"])
         for name in (files.METRICS, files.TRANSCRIPT):
             files.truncate(self.out / name, lambda line: line["round"] <= saved.round)
+        return homes
 
-    def _on_round(self, report: Round, strategy: KnowledgeStrategy, grid: LocalGrid) -> None:
+    def _on_round(self, report: Round, strategy: KnowledgeStrategy, homes: Homes) -> None:
         """Write what a finished round leaves: lines first, the checkpoint last."""
         self.spent += report.seconds
         files.append(self.out / files.METRICS, [metrics_line(report)])
         files.append(self.out / files.TRANSCRIPT, [line.to_json() for line in report.lines])
         files.write_json(self.out / files.LEDGER, strategy.ledger.to_json())
         extra = {"ledger": strategy.ledger.to_json(), "scores": strategy.scores, "seconds": self.spent}
-        checkpoint.save(self.out / files.CHECKPOINT, Checkpoint(report.t, strategy.server, grid.states(), extra))
+        homes.write(report.t)
+        checkpoint.save(self.out / files.CHECKPOINT, Checkpoint(report.t, strategy.server, extra))
+        homes.settle()
         self.view.round(report)
 
-    def _finish(self, here: Site, strategy: KnowledgeStrategy, grid: LocalGrid) -> dict[str, Any]:
+    def _finish(self, here: Site, strategy: KnowledgeStrategy, homes: Homes) -> dict[str, Any]:
         """Audit, then write clients.json and summary.json."""
         began = time.monotonic()
-        audit = summarise(Auditor(here, strategy.server, grid.states(), strategy.round).results())
+        audit = summarise(Auditor(here, strategy.server, homes, strategy.round).results())
         lines = files.read_lines(self.out / files.METRICS)
         statement = _statement(here, strategy)
         accuracy = next(line["accuracy"] for line in reversed(lines) if line["accuracy"] is not None)
@@ -129,7 +134,7 @@ class Run:
             "audit": audit,
             "failures": sum(len(line["failures"]) for line in lines),
             "seconds": round(self.spent + time.monotonic() - began, 2),
-            "state_hash": state_hash(strategy, grid),
+            "state_hash": state_hash(strategy, homes),
             "config_hash": self.config.hash,
             "versions": {name: version(name) for name in _PACKAGES},
             "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, 1 thread",
@@ -158,10 +163,10 @@ def metrics_line(report: Round) -> dict[str, Any]:
     }
 
 
-def state_hash(strategy: KnowledgeStrategy, grid: LocalGrid) -> str:
+def state_hash(strategy: KnowledgeStrategy, homes: Mapping[int, RecordDict]) -> str:
     """SHA-256 of all that a run arrives at: the server's state, every client's home, the ledger."""
     sha = hashlib.sha256(fingerprint(strategy.server).encode())
-    for client, state in grid.states().items():
+    for client, state in homes.items():
         records = {name: fingerprint(wire.from_record(record)) for name, record in state.array_records.items()}
         sha.update(json.dumps([client, records], sort_keys=True).encode())
     sha.update(json.dumps(strategy.ledger.to_json(), sort_keys=True).encode())

@@ -133,21 +133,20 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """One line for each summary, by label."""
     grid = Table(box=None, header_style="bold", pad_edge=False)
     grid.add_column("run")
-    for name in ("balanced", "personal", "worst 10 %", "server model", "up", "down", "ε", "audit AUROC", "seconds"):
-        grid.add_column(name, justify="right")
+    for name in ("balanced", "personal", "worst", "server", "up", "ε", "AUROC", "s"):
+        grid.add_column(name, justify="right", no_wrap=True)
     for label, summary in rows.items():
         accuracy, private, audit = summary["accuracy"], summary["privacy"], summary["audit"]
         server = accuracy["global"]
         grid.add_row(
             label,
             f"{accuracy['balanced_mean']:.3f}",
-            f"{accuracy['personal_mean']:.3f} ± {accuracy['personal_std']:.3f}",
+            f"{accuracy['personal_mean']:.3f} ±{accuracy['personal_std']:.3f}",
             f"{accuracy['personal_worst10']:.3f}",
             "-" if server is None else f"{server:.3f}",
             human(summary["bytes"]["up"]),
-            human(summary["bytes"]["down"]),
             "none" if private is None else f"{float(private['epsilon']):.2f}",
-            "-" if audit is None else f"{audit['auroc']:.2f} ({audit['target']})",
+            "-" if audit is None else f"{audit['auroc']:.2f}",
             f"{summary['seconds']:.0f}",
         )
     return grid

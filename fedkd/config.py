@@ -58,7 +58,8 @@ class FederationConfig(Section):
         0.5, gt=0, description="usable answers a round needs: a number or a share of the cohort"
     )
     client_timeout: float | None = Field(None, gt=0, description="seconds a client may take; default no limit")
-    evaluate_every: int = Field(1, ge=1, description="evaluate all clients every so many rounds, and after the last")
+    evaluate: Literal["all", "cohort"] = Field("all", description="whom to evaluate; after the last round, always all")
+    evaluate_every: int = Field(1, ge=1, description="evaluate every so many rounds, and after the last")
 
     def cohort_size(self) -> int:
         """Clients sampled each round."""
@@ -127,9 +128,16 @@ class AuditConfig(Section):
 class EngineConfig(Section):
     """What runs the clients."""
 
-    name: Literal["loop"] = Field("loop", description="'loop': one after the other, in this process")
-    workers: int = Field(1, ge=1, le=1, description="worker processes; the loop engine has one")
+    name: Literal["loop", "pool", "vectorised", "ray", "auto"] = Field("loop", description="see README, engines")
+    workers: int | None = Field(None, ge=1, description="processes of 'pool' and 'ray'; default one a core")
     device: str = Field("cpu", description="torch device of the clients' work, 'cpu' or 'cuda'")
+    home_memory: int = Field(2000, ge=1, description="megabytes of clients' state kept in memory, the rest on disk")
+    gpus_per_client: float = Field(0.0, ge=0, description="share of a GPU that 'ray' reserves for a client")
+    address: str | None = Field(None, description="Ray cluster to join; default a Ray of this run's own")
+
+    def home_bytes(self) -> int:
+        """`home_memory` in bytes."""
+        return self.home_memory * 1_000_000
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -219,8 +227,8 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """Sixteen hexadecimal digits that name what determines the results (the comparison rows do not)."""
-        raw = {key: value for key, value in self.raw().items() if key != "compare"}
+        """Sixteen hexadecimal digits that name what determines the results; engine and comparison rows do not."""
+        raw = {key: value for key, value in self.raw().items() if key not in ("compare", "engine")}
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_toml(self) -> str:
@@ -262,7 +270,7 @@ def load(path: Path, overrides: Iterable[str] = (), seed: int | None = None) -> 
 
 
 def override(raw: Raw, overrides: Iterable[str]) -> tuple[Raw, list[str]]:
-    """Apply ``key=value`` overrides to a nested mapping.
+    """Apply ``key=value`` overrides to a nested mapping; ``key=`` takes a key away, so that its default holds.
 
     Overriding a ``name``, ``partition`` or ``mechanism`` drops the fields that only its predecessor had, unless they
     are overridden too; an unknown key stays, to be refused by `Config.from_raw`.
@@ -282,11 +290,16 @@ def override(raw: Raw, overrides: Iterable[str]) -> tuple[Raw, list[str]]:
             table = table.setdefault(name, {})
             if not isinstance(table, dict):
                 raise ConfigError(f"override: '{key}' does not name a field, because '{name}' is not a table")
-        table[last] = value
+        if value is None:
+            table.pop(last, None)
+        else:
+            table[last] = value
     return raw, notes
 
 
 def _value(text: str) -> Any:
+    if not text:
+        return None
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
@@ -349,8 +362,8 @@ def _one_line(error: ValidationError, section: str, known: list[str]) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in (section, *first["loc"]) if part not in ("int", "float"))
     if first["type"] == "extra_forbidden":
-        name = str(first["loc"][0])
-        return f"unknown key {key!r}; expected one of {', '.join(known)}{near(name, known)}"
+        choices = ["name", *known] if section == "method" else known
+        return f"unknown key {key!r}; expected one of {', '.join(choices)}{near(str(first['loc'][0]), choices)}"
     return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
 
 
@@ -376,6 +389,11 @@ def _check(config: Config) -> None:
             raise ConfigError(f"data.{name}={value}: partition '{data.partition}' does not use it; remove it")
     if method.needs_public and not data.public:
         raise ConfigError(f"data.public=0: {config.method_name} teaches through public images; set data.public=1000")
+    if isinstance(config.privacy, GaussianPrivacy) and config.privacy.delta >= 1 / federation.clients:
+        raise ConfigError(
+            f"privacy.delta={config.privacy.delta:g}: should be below 1/{federation.clients}, one over the number of "
+            "clients, or the statement says nothing"
+        )
     if data.public and not method.needs_public:
         raise ConfigError(
             f"data.public={data.public}: {config.method_name} uses no public images; "
@@ -392,6 +410,11 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"model.by_client: {config.method_name} averages weights, so every client must have model.name "
             f"('{config.model.name}'), got {sorted(models)}; use fedmd or feddf for mixed architectures"
+        )
+    if config.engine.workers is not None and config.engine.name not in ("pool", "ray", "auto"):
+        raise ConfigError(
+            f"engine.workers={config.engine.workers}: engine '{config.engine.name}' works in this process; "
+            "remove it, or use engine.name=pool"
         )
     if method.optimizer == "adam" and method.momentum:
         raise ConfigError(f"method.momentum={method.momentum}: only method.optimizer='sgd' uses it")

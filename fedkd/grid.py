@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Protocol
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -13,6 +13,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 RUN_ID = 1
+_BATCH = 1024
 _FIRST_NODE = 1000  # node ids are arbitrary in Flower; the SuperLink's own is 1
 
 
@@ -39,13 +40,14 @@ def identify_server() -> None:
 class LocalGrid(Grid):
     """Delivers messages to ``clients`` simulated nodes through an engine.
 
-    A client's `Context` lives here between messages, so its ``state`` lasts for the run as on a SuperNode.
+    A client's state is kept here between messages, so it lasts for the run as on a SuperNode.
 
     Args:
         engine: Runs the client app.
         clients: Number of nodes; node ``k`` has partition-id ``k``.
         run_config: Flower's flat run configuration, as both apps see it.
         on_reply: Called after each reply, for progress.
+        homes: Where clients' states are kept between messages; by default a dictionary.
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class LocalGrid(Grid):
         clients: int,
         run_config: Mapping[str, bool | float | int | str] | None = None,
         on_reply: Callable[[Message], None] = lambda _: None,
+        homes: MutableMapping[int, RecordDict] | None = None,
     ) -> None:
         self.engine = engine
         self.clients = clients
         self.run_config = dict(run_config or {})
         self.on_reply = on_reply
-        self._contexts: dict[int, Context] = {}
+        self.homes: MutableMapping[int, RecordDict] = {} if homes is None else homes
         self._sent: dict[str, Message] = {}
         self._replies: dict[str, Message] = {}
         self._ids = itertools.count(1)
@@ -79,24 +82,14 @@ class LocalGrid(Grid):
         return client
 
     def context(self, client: int) -> Context:
-        """The client's context, made when first needed."""
-        if client not in self._contexts:
-            node_config: dict[str, bool | float | int | str] = {
-                "partition-id": client,
-                "num-partitions": self.clients,
-            }
-            self._contexts[client] = Context(
-                run_id=RUN_ID,
-                node_id=self.node_of(client),
-                node_config=node_config,
-                state=RecordDict(),
-                run_config=dict(self.run_config),
-            )
-        return self._contexts[client]
-
-    def states(self) -> dict[int, RecordDict]:
-        """State of every client that has been asked something, by client id."""
-        return {client: self._contexts[client].state for client in sorted(self._contexts)}
+        """The client's context, with its state as it is now."""
+        return Context(
+            run_id=RUN_ID,
+            node_id=self.node_of(client),
+            node_config={"partition-id": client, "num-partitions": self.clients},
+            state=self.homes.get(client) or RecordDict(),
+            run_config=dict(self.run_config),
+        )
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -132,13 +125,22 @@ class LocalGrid(Grid):
         """Replies to the given messages, in their order."""
         ids = list(message_ids)
         fresh = [key for key in ids if key in self._sent]
-        jobs = [(self._delivered(self._sent.pop(key)), key) for key in fresh]
-        replies = self.engine((m, self.context(self.client_of(m.metadata.dst_node_id))) for m, _ in jobs)
-        for (_, key), reply in zip(jobs, replies, strict=True):
+        for start in range(0, len(fresh), _BATCH):  # states are looked up batch by batch, not all at once
+            self._deliver(fresh[start : start + _BATCH])
+        return [self._replies.pop(key) for key in ids if key in self._replies]
+
+    def _deliver(self, keys: list[str]) -> None:
+        messages = [self._delivered(self._sent.pop(key)) for key in keys]
+        clients = [self.client_of(message.metadata.dst_node_id) for message in messages]
+        contexts = [self.context(client) for client in clients]
+        before = [dict(context.state) for context in contexts]
+        replies = self.engine(zip(messages, contexts, strict=True))
+        for key, client, context, old, reply in zip(keys, clients, contexts, before, replies, strict=True):
+            if _changed(old, context.state):
+                self.homes[client] = context.state
             reply.metadata.__dict__["_message_id"] = str(next(self._ids))
             self._replies[key] = reply
             self.on_reply(reply)
-        return [self._replies.pop(key) for key in ids if key in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Deliver messages and return their replies in order.
@@ -160,3 +162,8 @@ class LocalGrid(Grid):
         copy = Message.__new__(Message)
         copy.__dict__.update(message.__dict__, _content=content)
         return copy
+
+
+def _changed(before: Mapping[str, object], state: RecordDict) -> bool:
+    """Whether a record was added, replaced or removed; one edited in place is at home already."""
+    return len(before) != len(state) or any(before.get(name) is not record for name, record in state.items())

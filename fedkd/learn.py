@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from fedkd.knowledge import Knowledge, Params
 from fedkd.losses import Loss, cross_entropy
 from fedkd.models import Model
-from fedkd.optim import Optimizer
+from fedkd.optim import Optimizer, State
 from fedkd.task import Client, Penalty, Task
 
 
@@ -31,16 +32,35 @@ def batches(rng: np.random.Generator, n: int, batch: int, epochs: int) -> Tensor
 
 
 def descend(params: Params, order: Tensor, loss: Callable[[Params, Tensor], Tensor], optimizer: Optimizer) -> Params:
-    """Minimise ``loss(params, row)`` with one step for each row of ``order``."""
-    state = optimizer.start(params)
+    """Minimise ``loss(params, row)`` with one step for each row of ``order``; rows without an entry come last."""
+    state, stacked = optimizer.start(params), transformed()
     for t, row in enumerate(order, start=1):
         grads = gradient(lambda p, row=row: loss(p, row), params)  # type: ignore[misc]
-        params, state = optimizer.step(params, grads, state, t)
+        stepped = optimizer.step(params, grads, state, t)
+        params, state = _unless_padding(row, stepped, (params, state)) if stacked else stepped
     return params
+
+
+def _unless_padding(row: Tensor, new: tuple[Params, State], old: tuple[Params, State]) -> tuple[Params, State]:
+    """``new``, but ``old`` for a client whose rows are over: its momentum would go on moving it."""
+    real = (row >= 0).any()
+
+    def pick(new: Params, old: Params) -> Params:
+        return {name: torch.where(real, value, old[name]) for name, value in new.items()}
+
+    return pick(new[0], old[0]), {name: pick(values, old[1][name]) for name, values in new[1].items()}
+
+
+def transformed() -> bool:
+    """Whether a `torch.func` transform is at work, as in the vectorised engine: no autograd, no hooks, no values."""
+    return _functorch.maybe_current_level() is not None
 
 
 def gradient(loss: Callable[[Params], Tensor], params: Params) -> Params:
     """Gradient of a scalar loss with respect to every parameter (zero where one is unused)."""
+    if transformed():
+        inner: Params = torch.func.grad(loss)(params)
+        return inner
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     with torch.enable_grad():
         value = loss(leaves)

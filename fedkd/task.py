@@ -22,11 +22,12 @@ Penalty = Callable[[Params], Tensor]
 class Client(NamedTuple):
     """All that one client sees in one round. Tensors only, so that clients can be stacked.
 
-    Every random choice of the round is in here, drawn beforehand from (seed, purpose, round, client).
+    Every random choice of the round is in here, drawn beforehand from (seed, purpose, round, client). In a stack,
+    clients are padded to the largest: x with zeros, labels and minibatches (whole rows at the end too) with -1.
 
     Attributes:
         x: Inputs (n, *shape).
-        y: Labels (n,) int64.
+        y: Labels (n,) int64; -1 marks what is no record.
         order: Minibatches (steps, b) int64 as indices into x; -1 pads.
         public_order: Minibatches (steps, b) int64 as indices into the public set; -1 pads.
         draws: Further randomness, by name, that a method or mechanism asked for.

@@ -27,6 +27,8 @@ from fedkd.models import Model
 from fedkd.task import Client, Penalty, Task
 from privacy.accounting import Event
 
+_OPACUS_EPS = 1e-6  # Opacus divides by the norm plus this
+
 
 @dataclass(frozen=True)
 class DpSgd:
@@ -68,11 +70,10 @@ class DpSgd:
         self, task: Task, params: Params, client: Client, *, loss: Loss = cross_entropy, penalty: Penalty | None = None
     ) -> Params:
         """Return ``params`` after this round's steps on the client's records, drawn by `draws`."""
-        clipped = ClippedSum(task.model, self.clip, loss)
+        clipped = (PerRecordSum if learn.transformed() else ClippedSum)(task.model, self.clip, loss)
         params = {name: params[name] for name, _ in task.model.net.named_parameters()}  # the noise is in this order
         for row, noise in zip(client.draws["poisson"], client.draws["dp_noise"], strict=True):
-            index = row[row >= 0]
-            total = clipped(params, client.x[index], client.y[index])
+            total = clipped.of_row(params, client, row)
             pull = learn.gradient(penalty, params) if penalty is not None else None
             parts = _split(noise, params)
             for name, value in params.items():
@@ -91,6 +92,11 @@ class ClippedSum:
             net, max_grad_norm=clip, use_ghost_clipping=True, loss_reduction="sum"
         )
 
+    def of_row(self, params: Mapping[str, Tensor], client: Client, row: Tensor) -> Params:
+        """Clipped sum over the client's records in ``row`` (b,); -1 pads."""
+        index = row[row >= 0]
+        return self(params, client.x[index], client.y[index])
+
     def __call__(self, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Params:
         """Clipped sum at ``params`` over records x (b, *shape), y (b,); zeros for an empty batch."""
         if not len(y):
@@ -107,6 +113,35 @@ class ClippedSum:
             self.net.disable_hooks()
             torch.autograd.backward((coefficients * losses).sum())
         return {name: p.grad for name, p in self.net._module.named_parameters()}
+
+
+class PerRecordSum:
+    """As `ClippedSum` inside a `torch.func` transform, where hooks do not work: every record's gradient is kept."""
+
+    def __init__(self, model: Model, clip: float, loss: Loss) -> None:
+        self.model = model
+        self.clip = clip
+        self.loss = loss
+
+    def of_row(self, params: Mapping[str, Tensor], client: Client, row: Tensor) -> Params:
+        """Clipped sum over the client's records in ``row`` (b,); -1 pads."""
+
+        def one(params: Params, x: Tensor, y: Tensor) -> Tensor:
+            return self.loss(self.model.apply(params, x.unsqueeze(0)), y.unsqueeze(0)).squeeze(0)
+
+        index = row.clamp(min=0)
+        each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))
+        grads = each(dict(params), client.x[index], client.y[index])
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in grads.values()]).norm(dim=0)
+        share = torch.where(row >= 0, (self.clip / (norms + _OPACUS_EPS)).clamp(max=1.0), 0.0)
+        return {name: _weighted_sum(share, g) for name, g in grads.items()}
+
+
+def _weighted_sum(share: Tensor, values: Tensor) -> Tensor:
+    """Sum of ``share`` (b,) times ``values`` (b, ...), where a share of 0 also silences infinities and NaN."""
+    heard = torch.where((share == 0).view(-1, *[1] * (values.dim() - 1)), 0.0, values)
+    total: Tensor = torch.tensordot(share, heard, 1)
+    return total
 
 
 def _split(flat: Tensor, params: Mapping[str, Tensor]) -> Params:

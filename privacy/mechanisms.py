@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedkd.cohort import participations
-from fedkd.config import AmbassadorPrivacy, GaussianPrivacy
+from fedkd.config import AmbassadorPrivacy, Config, GaussianPrivacy
 from fedkd.errors import ConfigError, PrivacyError
 from fedkd.federation import Federation
 from fedkd.knowledge import Knowledge, Params, nest, pick
@@ -261,10 +261,8 @@ def build(federation: Federation) -> Mechanism:
     Raises:
         ConfigError: The method cannot honour the mechanism.
     """
-    config = federation.config
-    method, name, privacy = config.method, config.method_name, config.privacy
-    if privacy.mechanism != "none" and method.sends == "nothing":
-        raise ConfigError(f"privacy.mechanism={privacy.mechanism}: {name} sends nothing to protect; use 'none'")
+    privacy = federation.config.privacy
+    refuse(federation.config)
     if isinstance(privacy, GaussianPrivacy):
         return _gaussian(federation, privacy)
     if isinstance(privacy, AmbassadorPrivacy):
@@ -272,15 +270,35 @@ def build(federation: Federation) -> Mechanism:
     return Mechanism()
 
 
+def refuse(config: Config) -> None:
+    """Raise `ConfigError` if the method cannot honour the mechanism; needs no data."""
+    method, name, privacy = config.method, config.method_name, config.privacy
+    if privacy.mechanism != "none" and method.sends == "nothing":
+        raise ConfigError(f"privacy.mechanism={privacy.mechanism}: {name} sends nothing to protect; use 'none'")
+    if isinstance(privacy, GaussianPrivacy):
+        if method.sends != "logits":
+            raise ConfigError(
+                f"privacy.mechanism=gaussian bounds rows of logits, but {name} sends {method.sends}; use 'ambassador'"
+            )
+        if privacy.trust == "server" and method.needs_each:
+            raise ConfigError(
+                f"privacy.trust=server: {name} reads each client's answer, not only their mean; use 'client'"
+            )
+    if isinstance(privacy, AmbassadorPrivacy):
+        if method.reads_records:
+            raise ConfigError(
+                f"privacy.mechanism=ambassador: {name} reads records outside training, "
+                "which DP-SGD does not cover; use another mechanism or method"
+            )
+        if privacy.model is not None and method.sends != "logits":
+            raise ConfigError(
+                f"privacy.model={privacy.model}: {name} sends {method.sends}, so an ambassador must have its client's "
+                "architecture; take it away with privacy.model="
+            )
+
+
 def _gaussian(federation: Federation, privacy: GaussianPrivacy) -> Gaussian:
     config = federation.config
-    method, name = config.method, config.method_name
-    if method.sends != "logits":
-        raise ConfigError(
-            f"privacy.mechanism=gaussian bounds rows of logits, but {name} sends {method.sends}; use 'ambassador'"
-        )
-    if privacy.trust == "server" and method.needs_each:
-        raise ConfigError(f"privacy.trust=server: {name} reads each client's answer, not only their mean; use 'client'")
     relation: Relation = "replace" if privacy.trust == "client" else "add_remove"
     sigma = calibrate(privacy.epsilon, privacy.delta, 1.0, participations(config), relation)
     return Gaussian(
@@ -297,16 +315,6 @@ def _gaussian(federation: Federation, privacy: GaussianPrivacy) -> Gaussian:
 
 def _ambassador(federation: Federation, privacy: AmbassadorPrivacy) -> Ambassador:
     config = federation.config
-    if config.method.reads_records:
-        raise ConfigError(
-            f"privacy.mechanism=ambassador: {config.method_name} reads records outside training, "
-            "which DP-SGD does not cover; use another mechanism or method"
-        )
-    if privacy.model is not None and config.method.sends != "logits":
-        raise ConfigError(
-            f"privacy.model={privacy.model}: {config.method_name} sends {config.method.sends}, "
-            "so an ambassador must have its client's architecture; remove privacy.model"
-        )
     sizes = [len(index) for index in federation.split.train]
     if privacy.delta >= 1 / max(sizes):
         raise ConfigError(

@@ -1,7 +1,7 @@
 """The Flower ServerApp: the same methods under ``flwr run`` and on a SuperLink.
 
-Run config: ``config`` is the resolved configuration as JSON (``fedkd run`` and `fedkd.config.Config.to_json` make
-it); ``out``, if not empty, is a file for the results as JSON.
+Run config: ``config`` is the resolved configuration as JSON (``fedkd show --json`` prints it); ``out``, if set, is
+a file for the results as JSON.
 """
 
 from __future__ import annotations

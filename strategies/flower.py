@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
 
 from fedkd import metrics, seeds, wire
 from fedkd.cohort import cohort
 from fedkd.errors import BudgetExhausted, ConfigError, FedkdError, QuorumError, SchemaError
 from fedkd.federation import Federation
 from fedkd.grid import LocalGrid
-from fedkd.knowledge import Params
+from fedkd.knowledge import Knowledge, Params
 from fedkd.method import Peer
 from fedkd.metrics import Accuracy
 from fedkd.transcript import Line, Transcript
@@ -65,7 +66,7 @@ class KnowledgeStrategy(Strategy):
         self.mechanism = mechanism
         self.on_round = on_round
         self.task = federation.server_task
-        self.server: Params = self.method.server_init(self.task, self.config.seed)
+        self.server = self._here(self.method.server_init(self.task, self.config.seed))
         self.ledger: Ledger = mechanism.ledger()
         self.transcript = Transcript()
         self.round = 0
@@ -74,7 +75,7 @@ class KnowledgeStrategy(Strategy):
 
     def resume(self, t: int, server: Params, ledger: Ledger) -> None:
         """Continue after round ``t``."""
-        self.round, self.server, self.ledger = t, server, ledger
+        self.round, self.server, self.ledger = t, self._here(server), ledger
 
     def summary(self) -> None:
         """Flower's hook; the run's own output says more."""
@@ -160,8 +161,11 @@ class KnowledgeStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every client to score its model."""
-        return [self._message(server_round, k, "evaluate", grid) for k in range(self.config.federation.clients)]
+        """Ask clients to score their models: all of them, or this round's cohort."""
+        federation = self.config.federation
+        everybody = federation.evaluate == "all" or server_round == federation.rounds
+        chosen = range(federation.clients) if everybody else cohort(self.config, server_round)
+        return [self._message(server_round, k, "evaluate", grid) for k in chosen]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Means over the clients that answered."""
@@ -196,6 +200,9 @@ class KnowledgeStrategy(Strategy):
             seconds=seconds,
         )
 
+    def _here(self, tensors: Mapping[str, Tensor]) -> Params:
+        return {name: tensor.to(self.federation.device) for name, tensor in tensors.items()}
+
     def _message(self, t: int, client: int, kind: str, grid: Grid) -> Message:
         if not self._nodes:
             self._nodes = roster(grid, self.config.federation.clients)
@@ -208,12 +215,11 @@ class KnowledgeStrategy(Strategy):
 
     def _admitted(self, t: int, replies: Iterable[Message]) -> list[Released]:
         """Usable answers in client order; the others are recorded with the reason."""
-        client_of = {node: client for client, node in self._nodes.items()}
-        by_client = {client_of[reply.metadata.src_node_id]: reply for reply in replies}
+        by_node = {reply.metadata.src_node_id: reply for reply in replies}
         released = []
         for client in cohort(self.config, t):
             try:
-                released.append(self._admit(t, client, by_client.get(client)))
+                released.append(self._admit(t, client, by_node.get(self._nodes[client])))
             except BudgetExhausted:
                 raise
             except FedkdError as error:
@@ -228,7 +234,8 @@ class KnowledgeStrategy(Strategy):
             if reason.startswith(BudgetExhausted.__name__):
                 raise BudgetExhausted(reason)
             raise SchemaError(reason)
-        knowledge, about = wire.unpack(reply.content)
+        said, about = wire.unpack(reply.content)
+        knowledge = Knowledge(self._here(said.tensors), said.weight.to(self.federation.device))
         try:
             event = Event.from_json(json.loads(str(about["event"]))) if about["event"] else None
             peer, at = Peer(int(about["client"]), str(about["model"])), int(about["round"])  # type: ignore[arg-type]

@@ -86,5 +86,5 @@ MODELS: dict[str, tuple[Build, str]] = {
 def build(name: str, shape: Shape, num_classes: int) -> Model:
     """Return the architecture ``name`` for inputs of ``shape`` (C, H, W)."""
     if name not in MODELS:
-        raise ConfigError(f"model.name: expected one of {', '.join(MODELS)}, got '{name}'")
+        raise ConfigError(f"no architecture '{name}'; expected one of {', '.join(MODELS)}")
     return Model(name, MODELS[name][0](shape, num_classes))

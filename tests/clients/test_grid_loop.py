@@ -1,5 +1,6 @@
 """The local Grid and its loop run any Flower app: here stock strategies and ordinary clients, nothing of ours."""
 
+import random
 import signal
 import threading
 import time
@@ -94,9 +95,7 @@ def test_flowers_fedmedian_gives_the_median_worked_out_by_hand():
 
 def test_a_sampled_cohort_trains_and_two_grids_agree():
     def run(seed: int) -> np.ndarray:
-        import random  # Flower's own sampling draws from it
-
-        random.seed(seed)
+        random.seed(seed)  # Flower's own sampling draws from it
         strategy = FedAvg(fraction_train=0.4, fraction_evaluate=0.0, min_available_nodes=CLIENTS)
         result = strategy.start(LocalGrid(Loop(ordinary()), CLIENTS), ArrayRecord(START), num_rounds=3)
         return result.arrays.to_numpy_ndarrays()[0]
@@ -253,7 +252,7 @@ def test_state_lasts_between_rounds_and_is_each_clients_own():
     for t in (1, 2, 3):
         assert [r.content.metric_records["seen"]["n"] for r in sent(grid)] == [t] * 3
     list(grid.send_and_receive([Message(RecordDict(), grid.node_of(1), "train")]))
-    assert {k: s.metric_records["seen"]["n"] for k, s in grid.states().items()} == {0: 3, 1: 4, 2: 3}
+    assert [grid.context(k).state.metric_records["seen"]["n"] for k in range(3)] == [3, 4, 3]
     assert dict(grid.context(2).node_config) == {"partition-id": 2, "num-partitions": 3}
     assert dict(grid.context(2).run_config) == {"lr": 0.5}
 
@@ -288,7 +287,7 @@ def test_a_client_that_raises_is_an_error_reply_and_its_state_goes_back(how):
     grid = LocalGrid(Loop(answering(client)), 3)
     sent(grid)
     assert reasons(sent(grid)) == [None, "RuntimeError: out of luck", None]
-    for state in grid.states().values():
+    for state in (grid.context(k).state for k in range(3)):
         assert list(state) == ["kept"] and state.metric_records["kept"]["n"] == 1
 
 
@@ -329,7 +328,7 @@ def test_a_sleeping_client_is_interrupted():
     start = time.monotonic()
     assert reasons(sent(grid)) == [None, "TimeoutError: no answer within 0.1 s", None]
     assert time.monotonic() - start < 5
-    assert [list(state) for state in grid.states().values()] == [["tried"], [], ["tried"]]
+    assert [list(grid.context(k).state) for k in range(3)] == [["tried"], [], ["tried"]]
 
 
 def test_a_busy_client_is_interrupted_too():
@@ -350,7 +349,7 @@ def test_a_client_that_swallows_the_interruption_is_late_all_the_same():
 
     grid = LocalGrid(Loop(answering(stubborn), timeout=0.1), 1)
     assert str(reasons(sent(grid))[0]).startswith("TimeoutError: answered after 0.")
-    assert list(grid.states()[0]) == []
+    assert list(grid.context(0).state) == []
 
 
 def test_off_the_main_thread_a_late_reply_is_refused_when_it_arrives():
@@ -359,7 +358,7 @@ def test_off_the_main_thread_a_late_reply_is_refused_when_it_arrives():
     worker.start()
     worker.join()
     assert found[0] is None and found[2] is None and str(found[1]).startswith("TimeoutError: answered after 0.")
-    assert [list(state) for state in grid.states().values()] == [["tried"], [], ["tried"]]
+    assert [list(grid.context(k).state) for k in range(3)] == [["tried"], [], ["tried"]]
 
 
 def test_the_clock_leaves_the_signal_handler_as_it_was_and_spares_the_quick():

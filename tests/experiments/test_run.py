@@ -33,7 +33,7 @@ def test_a_run_writes_everything_and_says_what_it_did(tiny, tmp_path):
     summary = go(tiny, out)
     names = {path.name for path in out.iterdir()}
     assert names == {
-        "config.toml", "metrics.jsonl", "transcript.jsonl", "ledger.json", "summary.json", "clients.json", "checkpoint",
+        "config.toml", "metrics.jsonl", "transcript.jsonl", "ledger.json", "summary.json", "clients.json", "checkpoint", "homes",
     }  # fmt: skip
     assert json.loads((out / "summary.json").read_text()) == summary
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -136,18 +136,17 @@ def test_a_half_written_checkpoint_is_ignored_and_a_damaged_one_refused(tiny, tm
     draft.mkdir()
     (draft / "server.safetensors").write_bytes(b"half")
     assert go(tiny, out, resume=True)["state_hash"] == whole["state_hash"]
-    newest = next((out / "checkpoint").glob("round-*"))
-    homes = newest / "homes.safetensors"
+    homes = next((out / "homes").iterdir())
     content = bytearray(homes.read_bytes())
     content[-1] ^= 1
     homes.write_bytes(bytes(content))
     before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
-    with pytest.raises(ConfigError, match=r"damaged.*homes"):
+    with pytest.raises(ConfigError, match=r"home is damaged"):
         go(tiny, out, resume=True)
     assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*")) == before
 
 
-@pytest.mark.parametrize("part", ["server.safetensors", "homes.safetensors", "state.json"])
+@pytest.mark.parametrize("part", ["server.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["empty", "gone", "garbage"])
 def test_every_kind_of_damage_is_one_line(tiny, tmp_path, part, damage):
     out = tmp_path / "run"

@@ -115,5 +115,5 @@ def test_every_parameter_gets_a_gradient_for_each_sample_under_vmap(name):
 
 
 def test_an_unknown_architecture_is_refused():
-    with pytest.raises(ConfigError, match=r"model.name: expected one of linear, mlp, cnn, resnet8, got 'vit'"):
+    with pytest.raises(ConfigError, match="no architecture 'vit'; expected one of linear, mlp, cnn, resnet8"):
         build("vit", (1, 8, 8), 10)

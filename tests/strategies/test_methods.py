@@ -60,7 +60,7 @@ def run(config: Config, grid_type: type[LocalGrid] = LocalGrid) -> tuple[Knowled
 def state_of(strategy: KnowledgeStrategy, grid: LocalGrid) -> str:
     homes = {
         str(k): nest(str(k), wire.from_record(state.array_records["personal"]))
-        for k, state in grid.states().items()
+        for k, state in sorted(grid.homes.items())
         if "personal" in state
     }
     return fingerprint(strategy.server, *homes.values())

@@ -1,0 +1,372 @@
+"""The vectorised engine: blocks of clients of one architecture at once, by `torch.func.vmap`, in this process.
+
+The whole client half runs under vmap, so it has to keep within vmap's limits: no ``.item()``, ``float()`` or ``bool()``
+of a tensor, no ``if`` on one, no boolean masks, no random numbers drawn inside, no in-place changes of shared tensors;
+models without BatchNorm's running statistics and without LSTM or GRU. Whatever passes them stops the run with a
+sentence that says so.
+
+Clients of unequal size are padded to the largest of their block (see `fedkd.task.Client`): what a method reads beyond
+its verbs it must mask by ``client.y >= 0``, and statistics over a batch see the padding. Answers equal the loop
+engine's within the method's tolerance, since sums are taken in another order, and so do those of two sizes of block.
+Evaluation and queries are answered by the app, one client after the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Message
+from torch import Tensor, nn
+from torch.func import vmap
+
+from clients.client import Site, Turn, answer, site
+from clients.engines.loop import App, Loop, _deadline
+from fedkd import wire
+from fedkd.errors import ConfigError
+from fedkd.grid import failure
+from fedkd.knowledge import Knowledge, Params
+from fedkd.models import Model
+from fedkd.task import Client
+
+TRAIN = "train"
+_SHARE = 0.25  # of the memory there is; the rest is for data, homes, messages and for what the estimate overlooks
+_MOST = {"cpu": 64, "cuda": 4096}  # clients a block; on a CPU a larger block only leaves the caches
+_UNKNOWN_MEMORY = 1 << 30  # where the system does not say
+_WHOLE_SET = 500  # rows that `Model.logits` works on at once
+
+_CAUSES = (
+    (".item()", "a tensor's value is read, by .item(), float() or int()"),
+    ("Cannot access data pointer", "a tensor's values are read, by .numpy() or .tolist()"),
+    ("data-dependent control flow", "an if or while depends on a tensor's value"),
+    ("dynamic shape", "a boolean mask or nonzero() gives a shape that depends on values"),
+    ("differently shaped", "a boolean mask gives a shape that depends on values"),
+    ("Batch norm got a batched tensor", "BatchNorm keeps running statistics; use GroupNorm"),
+    ("lstm", "there is no batching rule for LSTM"),
+    ("gru", "there is no batching rule for GRU"),
+    ("random operation", "random numbers are drawn inside the client's half"),
+    ("requires_grad_()", "autograd is used directly; use fedkd.learn.gradient"),
+    ("inplace", "a tensor that clients share is changed in place"),
+    ("doesn't match the broadcast shape", "a tensor that clients share is changed in place"),
+)
+
+
+@dataclass
+class _Job:
+    index: int
+    message: Message
+    context: Context
+    site: Site
+    client: int
+    round: int
+    down: Knowledge
+
+    @property
+    def kind(self) -> tuple[int, int, str]:
+        """Jobs of one kind may share a block."""
+        return id(self.site), self.round, self.site.federation.client_models[self.client]
+
+    @property
+    def records(self) -> int:
+        return len(self.site.federation.split.train[self.client])
+
+
+_Ready = tuple[_Job, Turn]
+_Answers = Iterator[tuple[_Job, Message]]
+
+
+class Vectorised:
+    """Runs our own client app, `clients.app.app`, on blocks of clients.
+
+    Args:
+        app: The client app, for whatever is not training.
+        timeout: Seconds one client may take; a block may take as many times that as it has clients.
+        block: Clients a block; default what the memory allows. The size of blocks shows in the last bits of the
+            answers.
+    """
+
+    def __init__(self, app: App, timeout: float | None = None, block: int | None = None) -> None:
+        if block is not None and block < 1:
+            raise ConfigError(f"the vectorised engine's block: expected 1 or more clients, got {block}")
+        self.loop = Loop(app, timeout)
+        self.timeout = timeout
+        self.block = block
+
+    def __call__(self, jobs: Iterable[tuple[Message, Context]]) -> Iterator[Message]:
+        """Answer jobs in order.
+
+        Raises:
+            ConfigError: The method or a model is beyond vmap's limits.
+        """
+        training: list[tuple[Message, Context]] = []
+        for message, context in jobs:
+            if message.metadata.message_type == TRAIN:
+                training.append((message, context))
+                continue
+            yield from self._train(training)
+            training = []
+            yield from self.loop([(message, context)])
+        yield from self._train(training)
+
+    def _train(self, jobs: Sequence[tuple[Message, Context]]) -> Iterator[Message]:
+        replies: dict[int, Message] = {}
+        kinds: dict[object, list[_Job]] = {}
+        for index, (message, context) in enumerate(jobs):
+            try:
+                job = _read(index, message, context)
+                kinds.setdefault(job.kind, []).append(job)
+            except Exception as error:
+                replies[index] = _failed(message, error)
+        told = 0
+        for alike in kinds.values():
+            for job, reply in self._answer(sorted(alike, key=lambda job: -job.records)):  # like sizes, little padding
+                replies[job.index] = reply
+                while told in replies:
+                    yield replies.pop(told)
+                    told += 1
+        yield from (replies[index] for index in range(told, len(jobs)))
+
+    def _answer(self, jobs: Sequence[_Job]) -> _Answers:
+        """Answer jobs of one kind, largest first, block by block."""
+        start, limit = 0, 1
+        while start < len(jobs):
+            ready: list[_Ready] = []
+            while start < len(jobs) and len(ready) < limit:
+                job, start = jobs[start], start + 1
+                try:
+                    turn = job.site.build(job.client, job.round, job.down, job.context.state)
+                except Exception as error:
+                    yield job, _failed(job.message, error)
+                    continue
+                if not ready:
+                    limit = self.block or block_size(job.site, turn)
+                ready.append((job, turn))
+            for block in _alike(ready):
+                yield from self._block(block)
+
+    def _block(self, block: Sequence[_Ready]) -> _Answers:
+        """Answer one block; halve it where memory ran out."""
+        here = block[0][0].site
+        seconds = None if self.timeout is None else self.timeout * len(block)
+        start = time.monotonic()
+        try:
+            with _deadline(seconds):
+                updated = _update(here, [turn for _, turn in block])
+        except torch.OutOfMemoryError as error:
+            if len(block) > 1:
+                middle = len(block) // 2
+                yield from self._block(block[:middle])
+                yield from self._block(block[middle:])
+            else:
+                yield block[0][0], _failed(block[0][0].message, error)
+            return
+        except TimeoutError as error:
+            yield from ((job, _failed(job.message, error)) for job, _ in block)
+            return
+        except Exception as error:
+            yield from self._explain(block, error)
+            return
+        if seconds is not None and time.monotonic() - start > seconds:
+            late = TimeoutError(f"{len(block)} clients answered after {time.monotonic() - start:.1f} s")
+            yield from ((job, _failed(job.message, late)) for job, _ in block)
+            return
+        for (job, turn), (personal, raw) in zip(block, updated, strict=True):
+            yield job, _conclude(job, turn, personal, raw)
+
+    def _explain(self, block: Sequence[_Ready], error: Exception) -> _Answers:
+        """The loop's answers where the loop fails too; where it does not, vmap is to blame.
+
+        Raises:
+            ConfigError: A client that failed in the block can answer alone.
+        """
+        for job, turn in block:
+            try:
+                with _deadline(self.timeout):
+                    job.site.update(turn.task, turn.client, job.site.here(turn.down))
+            except Exception as alone:
+                yield job, _failed(job.message, alone)
+            else:
+                name = job.site.federation.config.method_name
+                raise ConfigError(
+                    f"engine.name=vectorised: {name} with model '{turn.task.model.name}' is beyond torch.func.vmap "
+                    f"({_cause(error)}); use engine.name=loop or pool"
+                ) from error
+
+
+def _read(index: int, message: Message, context: Context) -> _Job:
+    here = site(str(context.run_config["config"]))
+    client = int(context.node_config["partition-id"])
+    down, about = wire.unpack(message.content)
+    return _Job(index, message, context, here, client, int(about["round"]), down)  # type: ignore[arg-type]
+
+
+def _failed(message: Message, error: Exception) -> Message:
+    return failure(message, f"{type(error).__name__}: {error}")
+
+
+def _conclude(job: _Job, turn: Turn, personal: Params, raw: Knowledge) -> Message:
+    try:
+        released = job.site.conclude(turn, personal, raw, job.context.state)
+    except Exception as error:
+        return _failed(job.message, error)
+    return Message(answer(released), reply_to=job.message)
+
+
+def _cause(error: Exception) -> str:
+    said = str(error)
+    known = next((cause for sign, cause in _CAUSES if sign in said), None)
+    return known or f"{type(error).__name__}: {said.strip().splitlines()[0] if said.strip() else 'no reason given'}"
+
+
+def _alike(ready: Sequence[_Ready]) -> list[list[_Ready]]:
+    """Parts whose tensors can be stacked: equal names and shapes of what is at home and of what came down."""
+    parts: dict[object, list[_Ready]] = {}
+    for job, turn in ready:
+        client = turn.client
+        kept = sorted((name, t.shape, t.dtype) for name, t in client.personal.items())
+        told = sorted((name, t.shape, t.dtype) for name, t in turn.down.tensors.items())
+        drawn = sorted((name, t.dim(), t.dtype) for name, t in client.draws.items())
+        parts.setdefault(str((kept, told, drawn)), []).append((job, turn))
+    return list(parts.values())
+
+
+# --- One block --------------------------------------------------------------------------------------------------------
+
+
+def _update(here: Site, turns: Sequence[Turn]) -> list[tuple[Params, Knowledge]]:
+    """The client halves of one block."""
+    task = turns[0].task
+    tensors, dims = _broadcast([turn.down.tensors for turn in turns])
+    weight, weight_dim = _broadcast([{"": turn.down.weight} for turn in turns])
+
+    def one(client: Client, tensors: Params, weight: Params) -> tuple[Params, Params, Tensor]:
+        personal, raw = here.update(task, client, Knowledge(tensors, weight[""]))
+        return personal, dict(raw.tensors), raw.weight
+
+    downs = dict(here.here(Knowledge(tensors)).tensors), dict(here.here(Knowledge(weight)).tensors)
+    with torch.no_grad():  # what needs a gradient takes it by torch.func
+        homes, said, weights = vmap(one, in_dims=(0, dims, weight_dim))(stack([t.client for t in turns]), *downs)
+    weights = _true(weights, [len(turn.client.y) for turn in turns])
+    return [(_row(homes, k), Knowledge(_row(said, k), weights[k].clone())) for k in range(len(turns))]
+
+
+def _true(weights: Tensor, records: Sequence[int]) -> Tensor:
+    """Weights that count the padding, put right: a number taken from a shape is the same for the whole block."""
+    same = weights.stride() == (0,)  # vmap expands what does not depend on the client
+    if same and float(weights[0]) == max(records):
+        return torch.tensor(records, dtype=weights.dtype, device=weights.device)
+    return weights
+
+
+def _row(stacked: Mapping[str, Tensor], k: int) -> Params:
+    """One client's tensors, as their own memory: a view would keep the whole block's alive."""
+    return {name: tensor[k].clone() for name, tensor in stacked.items()}
+
+
+def stack(clients: Sequence[Client]) -> Client:
+    """Clients side by side, padded to the largest; the client comes first in every tensor."""
+    first = clients[0]
+    return Client(
+        x=_pad([c.x for c in clients], 0),
+        y=_pad([c.y for c in clients], -1),
+        order=_pad([c.order for c in clients], -1),
+        public_order=_pad([c.public_order for c in clients], -1),
+        draws={
+            name: _pad([c.draws[name] for c in clients], 0 if like.is_floating_point() else -1)
+            for name, like in first.draws.items()
+        },
+        personal={name: torch.stack([c.personal[name] for c in clients]) for name in first.personal},
+    )
+
+
+def _pad(tensors: Sequence[Tensor], fill: int) -> Tensor:
+    shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+    out = tensors[0].new_full((len(tensors), *shape), fill)
+    for row, tensor in zip(out, tensors, strict=True):
+        row[tuple(slice(size) for size in tensor.shape)] = tensor
+    return out
+
+
+def _broadcast(each: Sequence[Mapping[str, Tensor]]) -> tuple[Params, dict[str, int | None]]:
+    """Tensors and vmap's dimensions: one that every client got alike is passed once, the others are stacked."""
+    out: Params = {}
+    dims: dict[str, int | None] = {}
+    for name, first in each[0].items():
+        shared = all(_same(first, tensors[name]) for tensors in each)
+        out[name] = first if shared else torch.stack([tensors[name] for tensors in each])
+        dims[name] = None if shared else 0
+    return out, dims
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.data_ptr() == b.data_ptr() and a.device == b.device and a.stride() == b.stride())
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def block_size(here: Site, largest: Turn) -> int:
+    """Clients that fit into a share of the memory, if none needs more than ``largest``; at least 1."""
+    device = here.federation.device
+    fitting = int(_SHARE * available_memory(device)) // max(1, client_bytes(here, largest))
+    return max(1, min(fitting, _MOST[device.type]))
+
+
+def client_bytes(here: Site, turn: Turn) -> int:
+    """What one more client adds to a block at its worst moment, by a generous estimate."""
+    client, method = turn.client, here.federation.config.method
+    task = here.mechanism.speaker_task(turn.task)
+    models = [turn.task.model, task.model]
+    parameters = max(sum(p.numel() for p in model.net.parameters()) for model in models)
+    state = len(method.descent().start({"w": torch.zeros(1)}))
+    copies = 2 * (2 + state)  # parameters, gradients and the optimiser's state, before and after a step
+    per_row = max(activations(model, tuple(client.x.shape[1:]), client.x.device) for model in models)
+    poisson = max((d.shape[-1] for d in client.draws.values() if not d.is_floating_point()), default=0)
+    rows = max(client.order.shape[-1], client.public_order.shape[-1], poisson, min(_WHOLE_SET, len(task.public_x)))
+    floats = parameters * (copies + 2 * poisson) + 3 * per_row * rows  # poisson: gradients of single records
+    held = [client.x, client.y, client.order, client.public_order, *client.draws.values(), *client.personal.values()]
+    return 4 * floats + 2 * sum(_bytes(t) for t in [*held, *turn.down.tensors.values()])
+
+
+@lru_cache(maxsize=32)
+def activations(model: Model, shape: tuple[int, ...], device: torch.device) -> int:
+    """Numbers that the layers of a model put out for one input."""
+    counted: list[int] = []
+
+    def count(module: nn.Module, args: Any, out: Any) -> None:
+        counted.append(out.numel() if isinstance(out, Tensor) else 0)
+
+    net = copy.deepcopy(model.net).to(device)  # its own hooks, and its own running statistics
+    for leaf in [module for module in net.modules() if not list(module.children())]:
+        leaf.register_forward_hook(count)
+    with torch.no_grad(), suppress(Exception):  # a model that cannot run says so when it is trained
+        net(torch.zeros((2, *shape), device=device))  # two, since some layers refuse one
+    return math.prod(shape) + sum(counted) // 2
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free, of the device or of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return _UNKNOWN_MEMORY
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
