@@ -169,6 +169,41 @@ def sweep(
             raise typer.Exit(FAILED)
 
 
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Sweep and run directories.")],
+    baseline: Annotated[str | None, typer.Option(help="Label to compare with; default training alone.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Metric, once for each one wanted: `balanced`; default all there are.")
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only runs of this configuration: `data.alpha=0.3`.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Directory; default the sweep's own, else `runs/compare`.")
+    ] = None,
+) -> None:
+    """Compare sweeps and runs, paired by seed: a table, `compare.json`, `compare.svg`, `.png`, `compare-curves.svg`.
+
+    Differences to the baseline have 95 % intervals (Student's t over the pairs) and Holm-corrected p-values.
+    """
+    with _errors():
+        from rich.console import Console
+
+        from experiments.compare import STATISTICS
+        from experiments.compare import compare as work_out
+        from experiments.compare_files import default_place, write
+        from experiments.compare_table import table
+        from experiments.conditions import read
+
+        conditions, unfinished = read(directories, where or [])
+        found = work_out(conditions, baseline, metric or [], unfinished)
+        written = write(found, output or default_place(directories))
+        console = Console()
+        console.print(table(found))
+        for line in (STATISTICS, *(f"note: {note}" for note in found.notes)):
+            console.print(line, style="dim", highlight=False, markup=False)
+        typer.echo("written: " + " ".join(map(str, written)), err=True)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="methods|datasets|models|mechanisms|keys", help="What to list.")],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,16 +64,17 @@ class FederationConfig(Section):
 
     def cohort_size(self) -> int:
         """Clients sampled each round."""
-        return _count(self.cohort, self.clients) if self.cohort is not None else self.clients
+        if self.cohort is None:
+            return self.clients
+        return max(1, round(self.cohort * self.clients)) if _share(self.cohort) else int(self.cohort)
 
     def quorum_size(self) -> int:
         """Usable answers a round needs."""
-        return _count(self.quorum, self.cohort_size())
+        return math.ceil(self.quorum * self.cohort_size()) if _share(self.quorum) else int(self.quorum)
 
 
-def _count(value: float, whole: int) -> int:
-    share = isinstance(value, float) and value <= 1  # 1 is one, 1.0 is all
-    return max(1, round(value * whole)) if share else int(value)
+def _share(value: float) -> bool:
+    return isinstance(value, float) and value <= 1  # 1 is one, 1.0 is all
 
 
 class ModelConfig(Section):
@@ -399,6 +401,10 @@ def _check(config: Config) -> None:
             f"data.public={data.public}: {config.method_name} uses no public images; "
             f"set data.public=0, or data.reserve={data.public} to keep the same partition as a method that does"
         )
+    for name in ("cohort", "quorum"):
+        value = getattr(federation, name)
+        if value is not None and value > 1 and value != int(value):
+            raise ConfigError(f"federation.{name}={value}: expected a whole number, or a share of at most 1.0")
     if federation.cohort_size() > federation.clients:
         raise ConfigError(f"federation.cohort={federation.cohort}: there are only {federation.clients} clients")
     if federation.quorum_size() > federation.cohort_size():

@@ -12,6 +12,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedkd import wire
+
 RUN_ID = 1
 _BATCH = 1024
 _FIRST_NODE = 1000  # node ids are arbitrary in Flower; the SuperLink's own is 1
@@ -82,12 +84,13 @@ class LocalGrid(Grid):
         return client
 
     def context(self, client: int) -> Context:
-        """The client's context, with its state as it is now."""
+        """The client's context, with a copy of its state's containers, so that a failed edit leaves the home alone."""
+        home = self.homes.get(client) or RecordDict()
         return Context(
             run_id=RUN_ID,
             node_id=self.node_of(client),
             node_config={"partition-id": client, "num-partitions": self.clients},
-            state=self.homes.get(client) or RecordDict(),
+            state=RecordDict({name: record.copy() for name, record in home.items()}),
             run_config=dict(self.run_config),
         )
 
@@ -125,18 +128,32 @@ class LocalGrid(Grid):
         """Replies to the given messages, in their order."""
         ids = list(message_ids)
         fresh = [key for key in ids if key in self._sent]
-        for start in range(0, len(fresh), _BATCH):  # states are looked up batch by batch, not all at once
-            self._deliver(fresh[start : start + _BATCH])
+        for batch in self._batches(fresh):
+            self._deliver(batch)
         return [self._replies.pop(key) for key in ids if key in self._replies]
+
+    def _batches(self, keys: list[str]) -> Iterator[list[str]]:
+        """Split messages so that states are looked up a batch at a time, and no client has two in one batch."""
+        batch: list[str] = []
+        clients: set[int] = set()
+        for key in keys:
+            node = self._sent[key].metadata.dst_node_id
+            if len(batch) == _BATCH or node in clients:
+                yield batch
+                batch, clients = [], set()
+            batch.append(key)
+            clients.add(node)
+        if batch:
+            yield batch
 
     def _deliver(self, keys: list[str]) -> None:
         messages = [self._delivered(self._sent.pop(key)) for key in keys]
         clients = [self.client_of(message.metadata.dst_node_id) for message in messages]
         contexts = [self.context(client) for client in clients]
-        before = [dict(context.state) for context in contexts]
+        before = [wire.snapshot(context.state) for context in contexts]
         replies = self.engine(zip(messages, contexts, strict=True))
         for key, client, context, old, reply in zip(keys, clients, contexts, before, replies, strict=True):
-            if _changed(old, context.state):
+            if wire.snapshot(context.state) != old:
                 self.homes[client] = context.state
             reply.metadata.__dict__["_message_id"] = str(next(self._ids))
             self._replies[key] = reply
@@ -162,8 +179,3 @@ class LocalGrid(Grid):
         copy = Message.__new__(Message)
         copy.__dict__.update(message.__dict__, _content=content)
         return copy
-
-
-def _changed(before: Mapping[str, object], state: RecordDict) -> bool:
-    """Whether a record was added, replaced or removed; one edited in place is at home already."""
-    return len(before) != len(state) or any(before.get(name) is not record for name, record in state.items())

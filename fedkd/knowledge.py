@@ -41,8 +41,8 @@ class Knowledge:
         """Bytes of the tensors as they would travel, uncompressed and without framing."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
-    def check(self, schema: Schema, who: str) -> None:
-        """Raise `SchemaError` unless the tensors are exactly those of ``schema``, finite, with a positive weight."""
+    def fits(self, schema: Schema, who: str) -> None:
+        """Raise `SchemaError` unless the tensors have exactly the names, shapes and types of ``schema``."""
         if self.tensors.keys() != schema.keys():
             raise SchemaError(f"{who}: expected tensors {_names(schema)}, got {_names(self.tensors)}")
         for name, (shape, dtype) in schema.items():
@@ -51,10 +51,20 @@ class Knowledge:
                 raise SchemaError(
                     f"{who}: '{name}' should be {shape} {_dtype(dtype)}, got {tuple(got.shape)} {_dtype(got.dtype)}"
                 )
-            if not bool(torch.isfinite(got).all()):
+
+    def check(self, schema: Schema, who: str) -> None:
+        """As `fits`; moreover every value is finite and the weight a positive number."""
+        self.fits(schema, who)
+        for name, got in self.tensors.items():
+            if not _finite(got):
                 raise SchemaError(f"{who}: '{name}' holds NaN or infinite values")
         if not (bool(torch.isfinite(self.weight)) and float(self.weight) > 0):
             raise SchemaError(f"{who}: the weight should be a positive number, got {float(self.weight)}")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; one pass, since both show in the extremes."""
+    return not tensor.numel() or all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax())
 
 
 def fingerprint(*parts: Mapping[str, Tensor]) -> str:
@@ -64,7 +74,8 @@ def fingerprint(*parts: Mapping[str, Tensor]) -> str:
         for name in sorted(part):
             tensor = part[name].detach().cpu().contiguous()
             sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            sha.update(tensor.numpy().tobytes())
+            if tensor.numel():
+                sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         sha.update(b"|")
     return sha.hexdigest()
 

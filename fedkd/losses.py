@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
+from torch.nn.functional import cross_entropy as nll
 from torch.nn.functional import log_softmax, softmax
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -13,7 +14,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy (b,) in nats of labels y (b,)."""
-    return -log_softmax(logits, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    return nll(logits, y, reduction="none")
 
 
 def kl(temperature: float) -> Loss:

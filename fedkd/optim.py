@@ -41,7 +41,7 @@ class Sgd:
         if self.momentum:
             grads = {k: self.momentum * v + grads[k] for k, v in state["velocity"].items()}
             state = {"velocity": grads}
-        return {k: p - self.lr * grads[k] for k, p in params.items()}, state
+        return {k: torch.add(p, grads[k], alpha=-self.lr) for k, p in params.items()}, state
 
 
 @dataclass(frozen=True)

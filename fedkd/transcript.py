@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from fedkd.knowledge import Knowledge, fingerprint
+from fedkd.knowledge import Knowledge
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Line:
     Attributes:
         shapes: Tensor name -> shape.
         bytes: Uncompressed bytes of the tensors.
-        sha256: Fingerprint of the tensors.
+        norm: L2 norm of all tensors together: how much was said.
         refused: Why an answer was not used; None when it was.
     """
 
@@ -24,7 +25,7 @@ class Line:
     direction: Literal["up", "down"]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     bytes: int = 0
-    sha256: str = ""
+    norm: float = 0.0
     refused: str | None = None
 
     def to_json(self) -> dict[str, object]:
@@ -37,15 +38,17 @@ class Transcript:
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
-        self._seen: dict[int, tuple[Knowledge, str]] = {}
+        self._seen: dict[tuple[int, ...], tuple[Knowledge, dict[str, tuple[int, ...]], float]] = {}
 
     def write(self, t: int, client: int, direction: Literal["up", "down"], knowledge: Knowledge) -> None:
-        """Record a message. A message sent to many clients is fingerprinted once."""
-        key = id(knowledge)
+        """Record a message. What is sent to many clients is looked at once."""
+        key = tuple(id(tensor) for tensor in knowledge.tensors.values())
         if key not in self._seen:
-            self._seen[key] = (knowledge, fingerprint(knowledge.tensors))
-        shapes = {name: tuple(v.shape) for name, v in knowledge.tensors.items()}
-        self.lines.append(Line(t, client, direction, shapes, knowledge.nbytes, self._seen[key][1]))
+            shapes = {name: tuple(v.shape) for name, v in knowledge.tensors.items()}
+            norm = math.sqrt(sum(float(v.square().sum()) for v in knowledge.tensors.values()))
+            self._seen[key] = (knowledge, shapes, norm)
+        _, shapes, norm = self._seen[key]
+        self.lines.append(Line(t, client, direction, shapes, knowledge.nbytes, norm))
 
     def refuse(self, t: int, client: int, reason: str) -> None:
         """Record an answer that was not used."""

@@ -51,8 +51,10 @@ class Gate:
     def release(self, t: int, raw: Knowledge, rng: np.random.Generator) -> Released:
         """Bound, check, noise, book, hand out. A release that cannot be made raises, and nothing leaves."""
         self.ask()
+        who = f"client {self.peer.client}, round {t}"
+        raw.fits(self.schema, who)
         bounded = self.mechanism.bound(raw)
-        bounded.check(self.schema, f"client {self.peer.client}, round {t}")
+        bounded.check(self.schema, who)
         knowledge = self.mechanism.noise(bounded, rng)
         event = self.mechanism.event()
         if event is not None:  # booked before it leaves: the ledger may say too much, never too little

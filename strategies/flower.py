@@ -21,7 +21,7 @@ from fedkd.knowledge import Knowledge, Params
 from fedkd.method import Peer
 from fedkd.metrics import Accuracy
 from fedkd.transcript import Line, Transcript
-from privacy.accounting import Event
+from privacy.accounting import FINAL_INTERVAL, Event
 from privacy.gate import Pool, Released, admit
 from privacy.ledger import Ledger
 from privacy.mechanisms import Mechanism
@@ -70,6 +70,8 @@ class KnowledgeStrategy(Strategy):
         self.ledger: Ledger = mechanism.ledger()
         self.transcript = Transcript()
         self.round = 0
+        self.last = self.config.federation.rounds
+        self.accuracy: Accuracy | None = None
         self.scores: dict[int, dict[str, float]] = {}
         self._nodes: dict[int, int] = {}
 
@@ -97,7 +99,8 @@ class KnowledgeStrategy(Strategy):
         """
         result = Result()
         empty, nothing = ArrayRecord(), ConfigRecord()
-        for t in range(self.round + 1, (num_rounds or self.config.federation.rounds) + 1):
+        self.last = num_rounds or self.config.federation.rounds
+        for t in range(self.round + 1, self.last + 1):
             began = time.monotonic()
             replies = grid.send_and_receive(self.configure_train(t, empty, nothing, grid), timeout=timeout)
             _, counts = self.aggregate_train(t, replies)
@@ -114,9 +117,8 @@ class KnowledgeStrategy(Strategy):
         return result
 
     def evaluates(self, t: int) -> bool:
-        """Whether all clients are scored after round ``t``."""
-        federation = self.config.federation
-        return t % federation.evaluate_every == 0 or t == federation.rounds
+        """Whether clients are scored after round ``t``."""
+        return t % self.config.federation.evaluate_every == 0 or t == self.last
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -163,7 +165,7 @@ class KnowledgeStrategy(Strategy):
     ) -> Iterable[Message]:
         """Ask clients to score their models: all of them, or this round's cohort."""
         federation = self.config.federation
-        everybody = federation.evaluate == "all" or server_round == federation.rounds
+        everybody = federation.evaluate == "all" or server_round == self.last
         chosen = range(federation.clients) if everybody else cohort(self.config, server_round)
         return [self._message(server_round, k, "evaluate", grid) for k in chosen]
 
@@ -177,7 +179,8 @@ class KnowledgeStrategy(Strategy):
             self.scores[int(record["client"])] = {k: float(record[k]) for k in ("balanced", "personal")}  # type: ignore[arg-type]
         if not self.scores:
             return None
-        summary = self._accuracy().to_json()
+        self.accuracy = self._accuracy()
+        summary = self.accuracy.to_json()
         return MetricRecord({name: value for name, value in summary.items() if value is not None})
 
     def _accuracy(self) -> Accuracy:
@@ -191,10 +194,10 @@ class KnowledgeStrategy(Strategy):
         return Round(
             t=t,
             cohort=len(cohort(self.config, t)),
-            accuracy=self._accuracy() if scored else None,
+            accuracy=self.accuracy if scored else None,
             bytes_up=self.transcript.bytes("up"),
             bytes_down=self.transcript.bytes("down"),
-            epsilon=self.ledger.spent() if self.mechanism.event() is not None else None,
+            epsilon=self.epsilon(),
             failures=self.transcript.failures(),
             lines=self.transcript.flush(),
             seconds=seconds,
@@ -202,6 +205,15 @@ class KnowledgeStrategy(Strategy):
 
     def _here(self, tensors: Mapping[str, Tensor]) -> Params:
         return {name: tensor.to(self.federation.device) for name, tensor in tensors.items()}
+
+    def epsilon(self) -> float | None:
+        """Spent so far, the largest over clients; None when nothing is promised."""
+        if self.mechanism.event() is None:
+            return None
+        spent, budget = self.ledger.spent(), self.mechanism.budget
+        if budget is not None and spent > budget:  # the quick grid overstates; look closer before saying so
+            return self.ledger.spent(interval=FINAL_INTERVAL)
+        return spent
 
     def _message(self, t: int, client: int, kind: str, grid: Grid) -> Message:
         if not self._nodes:
@@ -243,8 +255,9 @@ class KnowledgeStrategy(Strategy):
             raise SchemaError(f"client {client}, round {t}: the answer does not say what it is ({error})") from error
         expected = Peer(client, self.federation.client_models[client])
         schema = self.method.reply_schema(self.federation.client_task(client))
-        if event is not None:  # it left, whether or not it is of use
-            self.ledger.record(client, t, event)
+        promised = self.mechanism.event()
+        if event is not None and promised is not None:  # it left, whether or not it is of use
+            self.ledger.record(client, t, promised)
         released = admit(Released(peer, at, knowledge, event), t, expected, schema, self.mechanism)
         self.transcript.write(t, client, "up", released.knowledge)
         return released

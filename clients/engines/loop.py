@@ -60,9 +60,12 @@ def _deadline(seconds: float | None) -> Iterator[None]:
         raise TimeoutError(f"no answer within {seconds:g} s")
 
     previous = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    began = time.monotonic()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        if left:  # somebody else's clock goes on where it would be by now
+            left = max(left - (time.monotonic() - began), 1e-3)
+        signal.setitimer(signal.ITIMER_REAL, left, interval)

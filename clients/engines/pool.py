@@ -25,10 +25,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
 
 from clients.engines.loop import App, Loop
 from clients.engines.parcel import Arena, Window, pack, unpack
+from fedkd import wire
 from fedkd.errors import ConfigError
 from fedkd.grid import failure
 
@@ -237,36 +238,12 @@ def serve() -> None:
             message, (run_id, node_id, node_config, config), state = unpack(door.recv_bytes(), window, keep=False)
             run_config = run_config if config is None else config
             context = Context(run_id, node_id, node_config, state, dict(run_config))
-            before = _token(state)
+            before = wire.snapshot(state)
             reply = next(loop([(message, context)]))
             arena.reset()
-            after = context.state if _token(context.state) != before else None
+            after = context.state if wire.snapshot(context.state) != before else None
             error = (reply.error.code, reply.error.reason) if reply.has_error() else None
             content = None if error else reply.content
             door.send_bytes(bytes([turn]) + pack((content, error, after), arena))
     except (EOFError, OSError):
         return
-
-
-def _token(state: RecordDict) -> list[object]:
-    """Something that compares equal exactly while a state has not changed; states that did not are not sent home."""
-    token: list[object] = []
-    for name, record in state.items():
-        if name in state.array_records:
-            token.append((name, [(key, _Same(array)) for key, array in state.array_records[name].items()]))
-        else:
-            token.append((name, dict(record)))
-    return token
-
-
-class _Same:
-    """Equal to another only if it holds the very same object's content."""
-
-    def __init__(self, array: Any) -> None:
-        self.held = array.__dict__.get("tensor", array.__dict__.get("data"))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.held is other.held
-
-    def __hash__(self) -> int:
-        return id(self.held)

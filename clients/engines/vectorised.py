@@ -51,6 +51,7 @@ _CAUSES = (
     ("dynamic shape", "a boolean mask or nonzero() gives a shape that depends on values"),
     ("differently shaped", "a boolean mask gives a shape that depends on values"),
     ("Batch norm got a batched tensor", "BatchNorm keeps running statistics; use GroupNorm"),
+    ("mutate a captured Tensor", "a tensor from outside is changed, as by BatchNorm's running statistics; use GroupNorm"),
     ("lstm", "there is no batching rule for LSTM"),
     ("gru", "there is no batching rule for GRU"),
     ("random operation", "random numbers are drawn inside the client's half"),
@@ -107,15 +108,17 @@ class Vectorised:
         Raises:
             ConfigError: The method or a model is beyond vmap's limits.
         """
-        training: list[tuple[Message, Context]] = []
+        training: dict[int, tuple[Message, Context]] = {}
         for message, context in jobs:
-            if message.metadata.message_type == TRAIN:
-                training.append((message, context))
-                continue
-            yield from self._train(training)
-            training = []
-            yield from self.loop([(message, context)])
-        yield from self._train(training)
+            trains = message.metadata.message_type == TRAIN
+            if not trains or context.node_id in training:  # one after the other, as they were asked
+                yield from self._train(list(training.values()))
+                training = {}
+            if trains:
+                training[context.node_id] = message, context
+            else:
+                yield from self.loop([(message, context)])
+        yield from self._train(list(training.values()))
 
     def _train(self, jobs: Sequence[tuple[Message, Context]]) -> Iterator[Message]:
         replies: dict[int, Message] = {}
@@ -245,16 +248,16 @@ def _alike(ready: Sequence[_Ready]) -> list[list[_Ready]]:
 def _update(here: Site, turns: Sequence[Turn]) -> list[tuple[Params, Knowledge]]:
     """The client halves of one block."""
     task = turns[0].task
-    tensors, dims = _broadcast([turn.down.tensors for turn in turns])
-    weight, weight_dim = _broadcast([{"": turn.down.weight} for turn in turns])
+    told, dims = _broadcast([{**turn.down.tensors, wire.WEIGHT: turn.down.weight} for turn in turns])
 
-    def one(client: Client, tensors: Params, weight: Params) -> tuple[Params, Params, Tensor]:
-        personal, raw = here.update(task, client, Knowledge(tensors, weight[""]))
+    def one(client: Client, told: Params) -> tuple[Params, Params, Tensor]:
+        down = Knowledge({name: told[name] for name in told if name != wire.WEIGHT}, told[wire.WEIGHT])
+        personal, raw = here.update(task, client, down)
         return personal, dict(raw.tensors), raw.weight
 
-    downs = dict(here.here(Knowledge(tensors)).tensors), dict(here.here(Knowledge(weight)).tensors)
+    clients, told = stack([turn.client for turn in turns]), dict(here.here(Knowledge(told)).tensors)
     with torch.no_grad():  # what needs a gradient takes it by torch.func
-        homes, said, weights = vmap(one, in_dims=(0, dims, weight_dim))(stack([t.client for t in turns]), *downs)
+        homes, said, weights = vmap(one, in_dims=(0, dims))(clients, told)
     weights = _true(weights, [len(turn.client.y) for turn in turns])
     return [(_row(homes, k), Knowledge(_row(said, k), weights[k].clone())) for k in range(len(turns))]
 
@@ -331,8 +334,9 @@ def client_bytes(here: Site, turn: Turn) -> int:
     copies = 2 * (2 + state)  # parameters, gradients and the optimiser's state, before and after a step
     per_row = max(activations(model, tuple(client.x.shape[1:]), client.x.device) for model in models)
     poisson = max((d.shape[-1] for d in client.draws.values() if not d.is_floating_point()), default=0)
-    rows = max(client.order.shape[-1], client.public_order.shape[-1], poisson, min(_WHOLE_SET, len(task.public_x)))
-    floats = parameters * (copies + 2 * poisson) + 3 * per_row * rows  # poisson: gradients of single records
+    batch = max(client.order.shape[-1], client.public_order.shape[-1], poisson)
+    rows = max(3 * batch, min(_WHOLE_SET, len(task.public_x)))  # a gradient keeps what the layers put out
+    floats = parameters * (copies + 2 * poisson) + per_row * rows  # poisson: gradients of single records
     held = [client.x, client.y, client.order, client.public_order, *client.draws.values(), *client.personal.values()]
     return 4 * floats + 2 * sum(_bytes(t) for t in [*held, *turn.down.tensors.values()])
 

@@ -23,7 +23,7 @@ from fedkd.models import MODELS, Model, build
 from fedkd.optim import Adam
 from fedkd.task import Client, Task
 from privacy.accounting import Event
-from privacy.dp_sgd import ClippedSum, DpSgd
+from privacy.dp_sgd import ClippedSum, DpSgd, PerRecordSum
 from privacy.mechanisms import Ambassador
 from strategies.fedmd import FedMD
 
@@ -159,6 +159,21 @@ def test_a_record_whose_gradient_overflows_counts_as_nothing_and_harms_nobody():
     y[1] = (model.apply(params, x[1:2]).argmax() + 1) % 10
     alone = flat(clipped(params, x[[0, 2]], y[[0, 2]]), model)
     assert near(flat(clipped(params, x, y), model), alone)
+
+
+@every_model
+@pytest.mark.parametrize("clip", [1e-2, 2.0, 1e6])
+def test_inside_a_transform_the_sum_is_the_same_and_padding_has_no_say(name, clip):
+    here, own = task(name), client(sgd(), 9, name)
+    own.x[[0, 8]] = 1e25  # where an index of -1 may end up; whatever is there must not be heard
+    start = here.model.init(0)
+    ghost, kept = (kind(here.model, clip, cross_entropy) for kind in (ClippedSum, PerRecordSum))
+    for row in ([3, 4, 1, -1, -1], [7], list(range(1, 8))):
+        index = torch.tensor(row)
+        assert near(flat(kept.of_row(start, own, index), here.model), flat(ghost.of_row(start, own, index), here.model))
+    nothing = torch.full((3,), -1)
+    for kind in (ghost, kept):
+        assert not flat(kind.of_row(start, own, nothing), here.model).any()
 
 
 # --- Draws -----------------------------------------------------------------------------------------------------------
