@@ -33,6 +33,10 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory, new or empty; default `runs/CONF`.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed; everything random follows from it.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Short for engine.name=...: loop, pool, vectorised, ray or auto.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Short for engine.workers=...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the directory.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing while running.")] = False,
 ) -> None:
@@ -50,7 +54,9 @@ def run(
         from fedkd.config import load
 
         console = Console(stderr=True)
-        config, notes = load(conf, overrides or [], seed)
+        short = {"engine.name": engine, "engine.workers": workers}
+        overrides = [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+        config, notes = load(conf, overrides, seed)
         place = out or default_out(conf, resume)
         view = Silent() if quiet else Live(console)
         for note in notes:

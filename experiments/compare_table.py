@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from experiments.compare import Comparison, Difference, Spread
 from experiments.conditions import Metric
@@ -27,7 +28,7 @@ def table(comparison: Comparison) -> Table:
             found = comparison.spreads[key]
             cells = ["", "", "", ""] if base else difference_cells(metric, comparison.differences[key], scale)
             label = f"{condition.label} (baseline)" if base else condition.label
-            grid.add_row(title, label, str(len(found.values)), spread_cell(metric, found, scale), *cells)
+            grid.add_row(title, Text(label), str(len(found.values)), spread_cell(metric, found, scale), *cells)
             title = ""
         grid.add_section()
     return grid

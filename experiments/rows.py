@@ -21,6 +21,7 @@ def configs(config: Config) -> dict[str, Config]:
     for label, overrides in config.compare.items():
         raw, _ = override(config.raw(), overrides)
         raw.pop("compare", None)
+        raw["engine"] = {"device": config.engine.device}  # rows share the cores among themselves
         try:
             rows[label] = Config.from_raw(raw)
             refuse(rows[label])

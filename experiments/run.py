@@ -74,7 +74,7 @@ class Run:
         strategy.on_round = lambda report: self._on_round(report, strategy, homes)
         rows.start()
         try:
-            with open_engine(self.config) as engine:
+            with open_engine(self.config, self.view.note) as engine:
                 self.view.start(strategy.round, self.config)
                 strategy.start(self._grid(engine, homes))
             summary = self._finish(here, strategy, homes)

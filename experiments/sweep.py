@@ -206,7 +206,7 @@ def rounds_made(job: Job) -> int:
 def span(seconds: float) -> str:
     """A guess of a duration, as roughly as it deserves."""
     if seconds < 90:
-        return f"{max(1, round(seconds / 5) * 5)} s"
+        return f"{max(5, round(seconds / 5) * 5)} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 

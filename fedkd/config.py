@@ -27,6 +27,9 @@ Partition = Literal["iid", "dirichlet", "pathological", "quantity", "natural"]
 PARTITION_FIELD = {"dirichlet": "alpha", "quantity": "alpha", "pathological": "classes"}
 
 
+ENGINE_FIELDS = {"pool": {"workers"}, "auto": {"workers"}, "ray": {"workers", "gpus_per_client", "address"}}
+
+
 class Section(BaseModel):
     """One table of the configuration."""
 
@@ -338,6 +341,8 @@ def _fields(key: str, variant: Any) -> set[str]:
         return {PARTITION_FIELD[variant]} if variant in PARTITION_FIELD else set()
     if key == "data.name":
         return {"path"} if variant == "files" else set()
+    if key == "engine.name":
+        return ENGINE_FIELDS.get(variant, set())
     return set()
 
 
@@ -417,11 +422,10 @@ def _check(config: Config) -> None:
             f"model.by_client: {config.method_name} averages weights, so every client must have model.name "
             f"('{config.model.name}'), got {sorted(models)}; use fedmd or feddf for mixed architectures"
         )
-    if config.engine.workers is not None and config.engine.name not in ("pool", "ray", "auto"):
-        raise ConfigError(
-            f"engine.workers={config.engine.workers}: engine '{config.engine.name}' works in this process; "
-            "remove it, or use engine.name=pool"
-        )
+    for name in ("workers", "gpus_per_client", "address"):
+        value = getattr(config.engine, name)
+        if value and name not in ENGINE_FIELDS.get(config.engine.name, set()):
+            raise ConfigError(f"engine.{name}={value}: engine '{config.engine.name}' does not use it; remove it")
     if method.optimizer == "adam" and method.momentum:
         raise ConfigError(f"method.momentum={method.momentum}: only method.optimizer='sgd' uses it")
 

@@ -3,37 +3,73 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from fedkd.config import Config
+from fedkd.errors import ConfigError
 from fedkd.grid import Engine
 
 APP = "clients.app:app"
+WORKER_BYTES = 400_000_000  # what a worker that has imported torch, flwr and opacus holds, measured
 
 
 @contextmanager
-def open_engine(config: Config) -> Iterator[Engine]:
-    """The engine of a configuration, closed afterwards."""
-    engine, timeout = config.engine, config.federation.client_timeout
-    workers = engine.workers or os.cpu_count() or 1
-    if engine.name == "pool":
-        from clients.engines.pool import Pool
+def open_engine(config: Config, say: Callable[[str], None] = lambda _: None) -> Iterator[Engine]:
+    """The engine of a configuration, closed afterwards.
 
-        with Pool(APP, timeout, workers) as pool:
-            yield pool
-    elif engine.name == "ray":
+    Args:
+        config: Its ``engine`` section decides.
+        say: Told what 'auto' chose.
+
+    Raises:
+        ConfigError: More workers than memory allows, or an engine that cannot run here.
+    """
+    with ExitStack() as stack:
+        yield _open(config, stack, say)
+
+
+def _open(config: Config, stack: ExitStack, say: Callable[[str], None]) -> Engine:
+    engine, timeout = config.engine, config.federation.client_timeout
+    name, workers = engine.name, engine.workers or os.cpu_count() or 1
+    if name in ("pool", "ray"):
+        check_memory(workers)
+    if name == "ray":
         from clients.engines.ray import Ray
 
-        with Ray(APP, timeout, workers, engine.gpus_per_client, engine.address) as ray:
-            yield ray
-    elif engine.name == "vectorised":
-        from clients.app import app
-        from clients.engines.vectorised import Vectorised
+        return stack.enter_context(Ray(APP, timeout, workers, engine.gpus_per_client, engine.address))
+    if name == "pool" or (name == "auto" and workers > 1):
+        from clients.engines.pool import Pool
 
-        yield Vectorised(app, timeout)
-    else:
-        from clients.app import app
-        from clients.engines.loop import Loop
+        pool = stack.enter_context(Pool(APP, timeout, workers))
+        if name == "pool":
+            return pool
+    from clients.app import app
+    from clients.engines.loop import Loop
 
-        yield Loop(app, timeout)
+    if name == "loop":
+        return Loop(app, timeout)
+    from clients.engines.vectorised import Vectorised
+
+    vectorised = Vectorised(app, timeout)
+    if name == "vectorised":
+        return vectorised
+    from clients.engines.auto import Auto
+
+    plain: dict[str, Engine] = {"pool": pool} if workers > 1 else {"loop": Loop(app, timeout)}
+    return Auto({**plain, "vectorised": vectorised}, say)
+
+
+def check_memory(workers: int) -> None:
+    """Refuse more worker processes than this machine's free memory holds, where that can be read."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return
+    if workers * WORKER_BYTES > free:
+        raise ConfigError(
+            f"engine.workers={workers}: a worker takes about {WORKER_BYTES // 10**6} MB and {free // 10**6} MB are "
+            f"free; use {max(1, free // WORKER_BYTES)} or fewer"
+        )

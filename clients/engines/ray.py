@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -289,6 +290,7 @@ class _Session:
         if address is None:
             how |= {"address": "local", "num_cpus": cpus}  # never somebody else's cluster that happens to run here
         else:
+            _knock(address)
             how |= {"address": address, "runtime_env": {"py_modules": _code(app), "env_vars": _THREADS}}
         before = {name: os.environ.get(name) for name in _THREADS}
         os.environ.update(_THREADS)  # the actors inherit them
@@ -514,10 +516,25 @@ def _check(ray: ModuleType, workers: int, gpus: float, address: str | None) -> N
             )
 
 
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens; Ray itself would knock for ten minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdecimal() or "://" in address:
+        raise ConfigError(
+            f"engine.address: expected HOST:PORT of a Ray head that this machine has joined, or auto, got '{address}'"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConfigError(f"engine.name=ray: {_unreachable(address)} ({error})") from None
+
+
 def _unreachable(address: str | None) -> str:
     if address is None:
         return "Ray did not start"
-    return f"no cluster at address '{address}' that this machine has joined; join it: ray start --address=HEAD:6379"
+    return f"no cluster at '{address}' that this machine has joined; join it: ray start --address=HEAD:6379"
 
 
 def _first_line(error: BaseException) -> str:

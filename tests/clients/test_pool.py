@@ -18,7 +18,7 @@ from fedkd import wire
 from fedkd.errors import ConfigError
 from fedkd.grid import LocalGrid
 
-APP = '''
+APP = """
 import os, time
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -47,7 +47,7 @@ def train(message, context):
     context.state["last"] = ArrayRecord({"w": Array(value + client)})
     about = MetricRecord({"client": client, "n": seen["n"], "pid": os.getpid(), "lr": context.run_config["lr"]})
     return Message(RecordDict({"about": about, "w": ArrayRecord({"w": Array(value + client)})}), reply_to=message)
-'''
+"""
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from experiments import files
 from experiments.audit import open_run
 from experiments.rows import configs
 from experiments.run import Run
+from fedkd import checkpoint
 from fedkd.checkpoint import load as load_checkpoint
 from fedkd.config import load
 from fedkd.errors import BudgetExhausted, ConfigError, QuorumError
+from fedkd.homes import Homes
 
 CONF = Path(__file__).parents[2] / "experiments" / "conf"
 
@@ -32,9 +36,8 @@ def test_a_run_writes_everything_and_says_what_it_did(tiny, tmp_path):
     out = tmp_path / "run"
     summary = go(tiny, out)
     names = {path.name for path in out.iterdir()}
-    assert names == {
-        "config.toml", "metrics.jsonl", "transcript.jsonl", "ledger.json", "summary.json", "clients.json", "checkpoint", "homes",
-    }  # fmt: skip
+    written = "config.toml metrics.jsonl transcript.jsonl ledger.json summary.json clients.json checkpoint homes"
+    assert names == set(written.split())
     assert json.loads((out / "summary.json").read_text()) == summary
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
@@ -74,29 +77,76 @@ def test_resuming_a_finished_run_changes_nothing(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mechanism", ["ambassador", "gaussian"])
-def test_kill_nine_then_resume_gives_the_same_hash(tiny, tmp_path, mechanism):
+@pytest.mark.parametrize(
+    ("mechanism", "engine"),
+    [
+        ("ambassador", "loop"),
+        ("gaussian", "loop"),
+        ("ambassador", "pool"),
+        ("none", "vectorised"),
+        pytest.param("none", "ray", marks=pytest.mark.integration),
+    ],
+)
+def test_kill_nine_then_resume_gives_the_same_hash(tiny, tmp_path, mechanism, engine):
     overrides = [f"privacy.mechanism={mechanism}", "federation.rounds=12", "federation.cohort=0.75"]
-    whole = go(tiny, tmp_path / "whole", *overrides)
+    whole = go(tiny, tmp_path / "whole", *overrides, *(["engine.name=vectorised"] if engine == "vectorised" else []))
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "experiments.cli", "run", str(tiny), *overrides, "--out", str(out), "--quiet"]
+    command += ["--engine", engine] + (["--workers", "2"] if engine in ("pool", "ray") else [])
     moments = random.Random(len(mechanism))
-    for attempt in range(4):
+    for attempt in range(3):
         resume = ["--resume"] if list(out.glob("checkpoint/round-*")) else []
-        if not resume and out.exists():
-            for path in out.glob("*"):
-                path.unlink() if path.is_file() else path.rmdir()
+        if not resume:
+            shutil.rmtree(out, ignore_errors=True)
         child = subprocess.Popen(command + resume, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda n=attempt: _rounds(out) > 2 * n, child)
+        wait_for(lambda n=attempt: _rounds(out) > 3 * n, child)
         time.sleep(moments.uniform(0, 0.3))
         child.send_signal(signal.SIGKILL)
         child.communicate()
     assert _rounds(out) >= 1
-    summary = go(tiny, out, *overrides, resume=True)
+    summary = go(tiny, out, *overrides, f"engine.name={engine}", resume=True)
     assert summary["state_hash"] == whole["state_hash"]
     assert summary["accuracy"] == whole["accuracy"]
     assert summary["bytes"] == whole["bytes"]
     assert [line["round"] for line in _metrics(out)] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_of_writing_a_round_is_survived(tiny, tmp_path, monkeypatch):
+    whole = go(tiny, tmp_path / "whole")
+    steps = [(Homes, "write"), (Homes, "settle"), (checkpoint, "save"), (files, "append"), (files, "write_json")]
+    for place, name in steps:
+        for when in ("before", "after"):
+            out = tmp_path / f"{name}-{when}"
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, dying(getattr(place, name), when))
+                with pytest.raises(Killed):
+                    go(tiny, out)
+            resume = bool(list(out.glob("checkpoint/round-*")))
+            if not resume:
+                shutil.rmtree(out)
+            assert go(tiny, out, resume=resume)["state_hash"] == whole["state_hash"], (name, when)
+            assert [line["round"] for line in _metrics(out)] == [1, 2, 3, 4]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def dying(function, when: str):
+    """The function, but the process dies at its third call."""
+    calls = iter(range(1, 1000))
+
+    def call(*args, **kwargs):
+        last = next(calls) == 3
+        if last and when == "before":
+            raise Killed
+        result = function(*args, **kwargs)
+        if last:
+            raise Killed
+        return result
+
+    return call
 
 
 def _metrics(out: Path):

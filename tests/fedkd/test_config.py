@@ -319,7 +319,7 @@ def test_a_users_broken_module_is_a_config_error(tmp_path, monkeypatch):
         (["federation.cohort=3", "federation.quorum=4"], r"federation\.quorum=4: a round asks only 3 clients"),
         (["method.name=fedavg", "model.by_client=['mlp', 'cnn']"], r"model\.by_client: fedavg averages weights"),
         (["method.name=fedprox", "model.by_client=['mlp']"], r"model\.by_client: fedprox averages weights"),
-        (["engine.workers=2"], r"engine\.workers=2: engine 'loop' works in this process"),
+        (["engine.workers=2"], r"engine\.workers=2: engine 'loop' does not use it"),
         (
             ["method.name=fedmd", "data.public=20", "privacy.mechanism=gaussian", "privacy.delta=0.1"],
             r"privacy\.delta=0\.1: should be below 1/10, one over the number of clients",
