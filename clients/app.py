@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.client import Site, site
+from clients.client import Site, answer, site
 from fedkd import wire
 
 app = ClientApp()
@@ -30,13 +28,7 @@ def train(message: Message, context: Context) -> Message:
     here, client = _site(context)
     down, about = wire.unpack(message.content)
     released = here.train(client, int(about["round"]), down, context.state)  # type: ignore[arg-type]
-    reply: dict[str, str | int | float] = {
-        "round": released.round,
-        "client": client,
-        "model": released.peer.model,
-        "event": json.dumps(released.event.to_json()) if released.event else "",
-    }
-    return Message(wire.pack(released.knowledge, reply), reply_to=message)
+    return Message(answer(released), reply_to=message)
 
 
 @app.evaluate()

@@ -203,7 +203,7 @@ def compare(
         conditions, unfinished = read(directories, where or [])
         found = work_out(conditions, baseline, metric or [], unfinished)
         written = write(found, output or default_place(directories))
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else 140)
         console.print(table(found))
         for line in (STATISTICS, *(f"note: {note}" for note in found.notes)):
             console.print(line, style="dim", highlight=False, markup=False)

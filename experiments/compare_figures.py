@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean, stdev
 
 import matplotlib as mpl
@@ -20,6 +20,7 @@ from experiments.compare_table import (
     difference_unit,
     interval,
     largest,
+    names,
     scale_of,
     signed,
 )
@@ -38,7 +39,6 @@ from experiments.report.style import (
     SKY,
     SMALL,
     TINY,
-    WIDE,
     apart,
     heading,
     panel,
@@ -46,7 +46,10 @@ from experiments.report.style import (
 )
 from experiments.report.values import number, short, small
 
-ROW, NAMES, LEFT, GAP, TEXT = 0.3, 1.75, 2.6, 0.3, 1.75  # inches
+ROW, VALUES, GAP, MOVES, TEXT = 0.3, 2.6, 0.4, 2.2, 1.75  # inches
+LETTER, LONGEST = 0.072, 64  # inches; letters of a name
+PLOT, LINE = 5.1, 0.165  # inches
+MOST_PIXELS = 60_000  # a side; matplotlib draws no more
 STYLES = [
     (colour, marker, line)
     for line in ("-", "--", ":")
@@ -67,21 +70,10 @@ def saved(draw: Callable[[], Figure | None], *formats: str) -> list[bytes]:
         for kind in formats:
             buffer = io.BytesIO()
             about = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-            figure.savefig(buffer, format=kind, facecolor=PLATE, dpi=160, metadata=about)
+            dpi = min(160.0, MOST_PIXELS / max(figure.get_size_inches()))
+            figure.savefig(buffer, format=kind, facecolor=PLATE, dpi=dpi, metadata=about)
             parts.append(buffer.getvalue())
     return parts
-
-
-def names(labels: Sequence[str]) -> list[str]:
-    """Labels as a figure has room for: values, with as much of their key as tells them apart."""
-
-    def brief(part: str) -> str:
-        key, sep, value = part.partition("=")
-        last = key.rpartition(".")[2]
-        return value if sep and last in ("name", "mechanism") else f"{last}={value}" if sep else part
-
-    briefs = [", ".join(brief(part) for part in label.split(",")) for label in labels]
-    return [one if briefs.count(one) == 1 else label for one, label in zip(briefs, labels, strict=True)]
 
 
 def comparison_figure(found: Comparison) -> Figure | None:
@@ -91,20 +83,21 @@ def comparison_figure(found: Comparison) -> Figure | None:
         return None
     high = ROW * len(found.conditions) + 0.06
     block = high + 0.98
-    figure = Figure(figsize=(WIDE, block * len(metrics) + 0.5))
+    rows = [short(name, LONGEST) for name in names([c.label for c in found.conditions])]
+    left = max(1.3, LETTER * max(map(len, rows)) + 0.25)
+    figure = Figure(figsize=(left + VALUES + GAP + MOVES + TEXT, block * len(metrics) + 0.5))
     _key(figure, found)
-    rows = [short(name, 27) for name in names([c.label for c in found.conditions])]
     for i, metric in enumerate(metrics):
         top = 0.92 + i * block
         scale, unit = scale_of(metric, largest(found, metric))
         heading(figure, 0.035, top - 0.42, metric.title, "more is better" if metric.better > 0 else "less is better")
-        values = panel(figure, NAMES, top, LEFT, high, grid="x")
+        values = panel(figure, left, top, VALUES, high, grid="x")
         axes = [values]
         _values(values, found, metric, scale)
         row_names(values, rows, bold=list(found.conditions).index(found.baseline))
         values.set_xlabel("fraction correct" if metric.better > 0 and metric.unit == "fraction" else unit)
         if any(found.differences[c.label, metric.name].values for c in found.conditions if c is not found.baseline):
-            moves = panel(figure, NAMES + LEFT + GAP, top, WIDE - NAMES - LEFT - GAP - TEXT, high, grid="x")
+            moves = panel(figure, left + VALUES + GAP, top, MOVES, high, grid="x")
             axes.append(moves)
             _moves(moves, found, metric, scale)
             moves.set_xlabel(f"difference to baseline ({difference_unit(metric, unit)})")
@@ -178,8 +171,8 @@ def _say(ax: Axes, y: int, d: Difference, metric: Metric, scale: float) -> None:
     lines = [(signed(metric, d.mean or 0.0, scale), INK)]
     if d.low is not None:
         lines = [(f"{lines[0][0]}  [{interval(metric, d, scale)}]", INK), (f"Holm p = {small(d.holm)}", MUTED)]
-    elif d.std is not None:
-        lines.append((f"the same for all {len(d.values)} seeds", MUTED))
+    else:
+        lines.append(("one pair: no interval" if d.std is None else f"the same for all {len(d.values)} seeds", MUTED))
     for (text, colour), up in zip(lines, (4.5, -4.5) if len(lines) > 1 else (0,), strict=True):
         ax.annotate(text, (1, y), xycoords=("axes fraction", "data"), xytext=(8, up), textcoords="offset points",
                     va="center", size=TINY, color=colour, annotation_clip=False)  # fmt: skip
@@ -236,21 +229,21 @@ def curves_figure(found: Comparison) -> Figure | None:
             panels.append((title, [(condition, points) for condition, points in drawn if points]))
     if not panels:
         return None
-    high = max(2.4, 0.17 * len(found.conditions))
-    figure = Figure(figsize=(WIDE, len(panels) * (high + 1.15)))
-    brief = dict(zip([c.label for c in found.conditions], names([c.label for c in found.conditions]), strict=True))
+    high = max(2.4, LINE * len(found.conditions) + 0.1)
+    labels = [condition.label for condition in found.conditions]
+    brief = {label: short(name, LONGEST) for label, name in zip(labels, names(labels), strict=True)}
+    width = 0.6 + PLOT + 0.9 + LETTER * max(map(len, brief.values()))
+    figure = Figure(figsize=(width, len(panels) * (high + 1.15)))
     styles = _styles(found)
     for i, (title, drawn) in enumerate(panels):
         top = 0.6 + i * (high + 1.15)
         several = any(len(condition.seeds) > 1 for condition, _ in drawn)
         heading(figure, 0.05, top - 0.5, title, "mean over seeds ± one standard deviation" if several else "one seed")
-        ax = panel(figure, 0.6, top, WIDE - 3.5, high)
-        ends = [_line(ax, points, *styles[condition.label]) for condition, points in drawn]
+        ax = panel(figure, 0.6, top, PLOT, high)
+        ends = [_line(ax, points, *styles[condition.label], min(0.1, 0.6 / len(drawn))) for condition, points in drawn]
         rounds_axis(ax, [at for _, points in drawn for at in points])
         ax.set_ylabel("accuracy (fraction correct)")
-        texts = [
-            f"{short(brief[condition.label], 30)} {end:.3f}" for (condition, _), end in zip(drawn, ends, strict=True)
-        ]
+        texts = [f"{brief[condition.label]} {end:.3f}" for (condition, _), end in zip(drawn, ends, strict=True)]
         _ends(ax, ends, texts, [styles[condition.label] for condition, _ in drawn], high)
     return figure
 
@@ -262,13 +255,13 @@ def _styles(found: Comparison) -> dict[str, tuple[str, str, str]]:
     return styles | {found.baseline.label: (ORANGE, "s", "--")}
 
 
-def _line(ax: Axes, points: dict[int, list[float]], colour: str, marker: str, line: str) -> float:
+def _line(ax: Axes, points: dict[int, list[float]], colour: str, marker: str, line: str, alpha: float) -> float:
     """One condition; returns where it ends."""
     at, means = list(points), [fmean(values) for values in points.values()]
     spreads = [stdev(values) if len(values) > 1 else 0.0 for values in points.values()]
     low = [m - s for m, s in zip(means, spreads, strict=True)]
     high = [m + s for m, s in zip(means, spreads, strict=True)]
-    ax.fill_between(at, low, high, color=colour, alpha=0.1, linewidth=0)
+    ax.fill_between(at, low, high, color=colour, alpha=alpha, linewidth=0)
     ax.plot(at, means, line, marker=marker, color=colour, markersize=4.2, markeredgewidth=0,
             markevery=max(1, len(at) // 10))  # fmt: skip
     return means[-1]
@@ -277,15 +270,25 @@ def _line(ax: Axes, points: dict[int, list[float]], colour: str, marker: str, li
 def _ends(ax: Axes, ends: list[float], texts: list[str], styles: list[tuple[str, str, str]], height: float) -> None:
     """Name the lines at their right ends, each beside a sample of itself."""
     low, high = ax.get_ylim()
-    for text, spot, (colour, marker, line) in zip(
-        texts, apart(ends, 0.165 * (high - low) / height), styles, strict=True
-    ):
+    spots = inside(apart(ends, gap := LINE * (high - low) / height), gap, low, high)
+    for text, spot, (colour, marker, line) in zip(texts, spots, styles, strict=True):
         trans = ax.get_yaxis_transform()
         ax.plot([1.02, 1.075], [spot, spot], line, color=colour, transform=trans, clip_on=False)
         ax.plot(1.0475, spot, marker, color=colour, markersize=4.2, markeredgewidth=0, transform=trans, clip_on=False)
         ax.annotate(text, (1.085, spot), xycoords=("axes fraction", "data"), va="center", size=SMALL, color=INK,
                     annotation_clip=False)  # fmt: skip
     ax.set_ylim(low, high)
+
+
+def inside(spots: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Spots that are `gap` apart, pushed between two limits if there is room for them."""
+    order = sorted(range(len(spots)), key=lambda i: spots[i])
+    moved = list(spots)
+    for place, i in enumerate(reversed(order)):
+        moved[i] = min(moved[i], high - gap * place)
+    for place, i in enumerate(order):
+        moved[i] = max(moved[i], low + gap * place)
+    return moved
 
 
 def pictures(found: Comparison) -> dict[str, bytes]:

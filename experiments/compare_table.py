@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
@@ -15,23 +17,34 @@ POINTS = 100.0
 def table(comparison: Comparison) -> Table:
     """One block a metric, one line a condition."""
     grid = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("metric", "condition"):
-        grid.add_column(name, overflow="fold")
+    grid.add_column("condition", overflow="fold")
     for name in ("n", "mean ± s.d.", "difference", "95 % interval", "p", "Holm"):
         grid.add_column(name, justify="right", no_wrap=True)
+    brief = names([condition.label for condition in comparison.conditions])
     for metric in comparison.metrics:
         scale, unit = scale_of(metric, largest(comparison, metric))
-        title = f"{metric.title}, {unit}" if unit not in metric.title else metric.title
-        for condition in comparison.conditions:
+        grid.add_row(Text(metric.title if unit in metric.title else f"{metric.title}, {unit}", style="bold"))
+        for name, condition in zip(brief, comparison.conditions, strict=True):
             key = condition.label, metric.name
             base = condition is comparison.baseline
             found = comparison.spreads[key]
-            cells = ["", "", "", ""] if base else difference_cells(metric, comparison.differences[key], scale)
-            label = f"{condition.label} (baseline)" if base else condition.label
-            grid.add_row(title, Text(label), str(len(found.values)), spread_cell(metric, found, scale), *cells)
-            title = ""
+            cells = [] if base else difference_cells(metric, comparison.differences[key], scale)
+            label = Text(f"  {name} (baseline)" if base else f"  {name}")
+            grid.add_row(label, str(len(found.values)), spread_cell(metric, found, scale), *cells)
         grid.add_section()
     return grid
+
+
+def names(labels: Sequence[str]) -> list[str]:
+    """Labels as a table or figure has room for: values, with as much of their key as tells them apart."""
+
+    def brief(part: str) -> str:
+        key, sep, value = part.partition("=")
+        last = key.rpartition(".")[2]
+        return value if sep and last in ("name", "mechanism") else f"{last}={value}" if sep else part
+
+    briefs = [", ".join(brief(part) for part in label.split(",")) for label in labels]
+    return [one if briefs.count(one) == 1 else label for one, label in zip(briefs, labels, strict=True)]
 
 
 def largest(comparison: Comparison, metric: Metric) -> float:

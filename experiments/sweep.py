@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from clients.client import site
 from experiments import files
 from experiments.cells import Plan
 from experiments.children import Children, Job
@@ -72,6 +71,8 @@ class Sweep:
 
     def _check(self) -> None:
         """Set up each cell once, data, split and mechanism: what is wrong shows before anything runs."""
+        from clients.client import site  # takes a second, and 'fedkd compare' reads plans too
+
         for cell in self.plan.cells:
             try:
                 site(cell.config.to_json())

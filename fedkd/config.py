@@ -27,7 +27,12 @@ Partition = Literal["iid", "dirichlet", "pathological", "quantity", "natural"]
 PARTITION_FIELD = {"dirichlet": "alpha", "quantity": "alpha", "pathological": "classes"}
 
 
-ENGINE_FIELDS = {"pool": {"workers"}, "auto": {"workers"}, "ray": {"workers", "gpus_per_client", "address"}}
+ENGINE_FIELDS = {
+    "pool": {"workers"},
+    "vectorised": {"block"},
+    "ray": {"workers", "gpus_per_client", "address"},
+    "auto": {"workers", "block"},
+}
 
 
 class Section(BaseModel):
@@ -136,6 +141,7 @@ class EngineConfig(Section):
     name: Literal["loop", "pool", "vectorised", "ray", "auto"] = Field("loop", description="see README, engines")
     workers: int | None = Field(None, ge=1, description="processes of 'pool' and 'ray'; default one a core")
     device: str = Field("cpu", description="torch device of the clients' work, 'cpu' or 'cuda'")
+    block: int | None = Field(None, ge=1, description="clients that 'vectorised' runs at once; default by memory")
     home_memory: int = Field(2000, ge=1, description="megabytes of clients' state kept in memory, the rest on disk")
     gpus_per_client: float = Field(0.0, ge=0, description="share of a GPU that 'ray' reserves for a client")
     address: str | None = Field(None, description="Ray cluster to join; default a Ray of this run's own")
@@ -422,7 +428,7 @@ def _check(config: Config) -> None:
             f"model.by_client: {config.method_name} averages weights, so every client must have model.name "
             f"('{config.model.name}'), got {sorted(models)}; use fedmd or feddf for mixed architectures"
         )
-    for name in ("workers", "gpus_per_client", "address"):
+    for name in ("workers", "block", "gpus_per_client", "address"):
         value = getattr(config.engine, name)
         if value and name not in ENGINE_FIELDS.get(config.engine.name, set()):
             raise ConfigError(f"engine.{name}={value}: engine '{config.engine.name}' does not use it; remove it")

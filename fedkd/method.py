@@ -77,6 +77,7 @@ class Method(BaseModel):
     needs_each: ClassVar[bool] = False
     same_model: ClassVar[bool] = False
     reads_records: ClassVar[bool] = False
+    tolerance: ClassVar[float] = 1e-5  # of the vectorised engine's answer, relative, in float32 without chaotic steps
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="update rule of the clients' own training")
     lr: float = Field(1e-3, gt=0, description="learning rate")
@@ -137,7 +138,7 @@ def logits_schema(task: Task) -> Schema:
 
 def size(client: Client) -> torch.Tensor:
     """The client's number of records, the usual aggregation weight."""
-    return torch.tensor(float(len(client.y)))
+    return (client.y >= 0).sum().to(torch.get_default_dtype())  # -1 is padding
 
 
 def by_model(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Knowledge]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from fedkd.config import Config
 from fedkd.errors import ConfigError
@@ -52,7 +51,7 @@ def _open(config: Config, stack: ExitStack, say: Callable[[str], None]) -> Engin
         return Loop(app, timeout)
     from clients.engines.vectorised import Vectorised
 
-    vectorised = Vectorised(app, timeout)
+    vectorised = Vectorised(app, timeout, engine.block)
     if name == "vectorised":
         return vectorised
     from clients.engines.auto import Auto
@@ -62,12 +61,12 @@ def _open(config: Config, stack: ExitStack, say: Callable[[str], None]) -> Engin
 
 
 def check_memory(workers: int) -> None:
-    """Refuse more worker processes than this machine's free memory holds, where that can be read."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return
+    """Refuse more worker processes than this machine's free memory holds."""
+    import torch
+
+    from clients.engines.memory import available_memory
+
+    free = available_memory(torch.device("cpu"))
     if workers * WORKER_BYTES > free:
         raise ConfigError(
             f"engine.workers={workers}: a worker takes about {WORKER_BYTES // 10**6} MB and {free // 10**6} MB are "

@@ -38,7 +38,7 @@ class Loop:
         before = RecordDict({name: record.copy() for name, record in context.state.items()})
         start = time.monotonic()
         try:
-            with _deadline(self.timeout):
+            with deadline(self.timeout):
                 reply = self.app(message, context)
         except Exception as error:
             context.state = before
@@ -50,7 +50,7 @@ class Loop:
 
 
 @contextmanager
-def _deadline(seconds: float | None) -> Iterator[None]:
+def deadline(seconds: float | None) -> Iterator[None]:
     """Raise TimeoutError in the body after ``seconds``, where a signal can do that."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield

@@ -13,12 +13,13 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -268,7 +269,7 @@ class Ray:
                 f"engine.name=ray: a worker cannot import '{self.app}' ({type(error.cause).__name__}: {error.cause})"
             ) from None
         except self._ray.exceptions.RayError as error:
-            raise ConfigError(f"engine.name=ray: a worker did not start ({_first_line(error)})") from None
+            raise ConfigError(f"engine.name=ray: a worker did not start ({_last_line(error)})") from None
         worker.loading = None
 
     def _dismiss(self, worker: _Worker) -> None:
@@ -282,7 +283,7 @@ class _Session:
     def __init__(self, ray: ModuleType, cpus: int, app: str, address: str | None) -> None:
         self.ray = ray
         self.ours = not ray.is_initialized()
-        self.folder: Path | None = None
+        self.folders: list[Path] = []
         self.on_sigterm = signal.getsignal(signal.SIGTERM)
         if not self.ours:
             return
@@ -291,21 +292,19 @@ class _Session:
             how |= {"address": "local", "num_cpus": cpus}  # never somebody else's cluster that happens to run here
         else:
             _knock(address)
-            how |= {"address": address, "runtime_env": {"py_modules": _code(app), "env_vars": _THREADS}}
-        before = {name: os.environ.get(name) for name in _THREADS}
-        os.environ.update(_THREADS)  # the actors inherit them
+            self.folders.append(_stage(app))
+            how |= {
+                "address": address,
+                "runtime_env": {"working_dir": str(self.folders[0]), "env_vars": _THREADS},
+            }
         try:
-            found = ray.init(**how)
+            with _environment(_THREADS):  # the actors inherit it
+                found = ray.init(**how)
         except Exception as error:
-            raise ConfigError(f"engine.name=ray: {_unreachable(address)} ({_first_line(error)})") from None
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            self.close()
+            raise ConfigError(f"engine.name=ray: {_unreachable(address)} ({_last_line(error)})") from None
         if address is None:
-            self.folder = Path(found.address_info["session_dir"])
+            self.folders.append(Path(found.address_info["session_dir"]))
 
     def close(self) -> None:
         """Stop what was started here; twice is as good as once."""
@@ -315,8 +314,8 @@ class _Session:
         self.ray.shutdown()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.on_sigterm)
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)  # logs, and clients' tensors that did not fit in memory
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)  # code; logs, and clients' tensors that did not fit in memory
 
 
 class _Actor:
@@ -479,6 +478,21 @@ class _Held:
         return id(self.held)
 
 
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the body's time."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _import_ray() -> ModuleType:
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
@@ -488,16 +502,17 @@ def _import_ray() -> ModuleType:
         raise ConfigError("engine.name=ray: Ray is not installed; pip install 'flwr[simulation]'") from None
 
 
-def _code(app: str) -> list[str]:
-    """Packages that an actor imports and that a machine of a cluster need not have installed."""
-    found = []
+def _stage(app: str) -> Path:
+    """A folder with the packages that an actor imports; the machines of a cluster need not have them installed."""
+    folder = Path(tempfile.mkdtemp(prefix="fedkd-"))
     for name in dict.fromkeys((*_SHIPPED, app.partition(":")[0].partition(".")[0])):
         spec = find_spec(name)
         if spec is not None and spec.submodule_search_locations:
-            found.append(str(next(iter(spec.submodule_search_locations))))
+            source = next(iter(spec.submodule_search_locations))
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif spec is not None and spec.origin:
-            found.append(spec.origin)
-    return found
+            shutil.copy(spec.origin, folder)
+    return folder
 
 
 def _check(ray: ModuleType, workers: int, gpus: float, address: str | None) -> None:
@@ -537,5 +552,5 @@ def _unreachable(address: str | None) -> str:
     return f"no cluster at '{address}' that this machine has joined; join it: ray start --address=HEAD:6379"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -13,39 +13,27 @@ Evaluation and queries are answered by the app, one client after the other.
 
 from __future__ import annotations
 
-import copy
-import math
-import os
 import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import Context, Message
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vmap
 
 from clients.client import Site, Turn, answer, site
-from clients.engines.loop import App, Loop, _deadline
+from clients.engines.loop import App, Loop, deadline
+from clients.engines.memory import block_size
 from fedkd import wire
 from fedkd.errors import ConfigError
 from fedkd.grid import failure
 from fedkd.knowledge import Knowledge, Params
-from fedkd.models import Model
 from fedkd.task import Client
 
 TRAIN = "train"
-_SHARE = 0.25  # of the memory there is; the rest is for data, homes, messages and for what the estimate overlooks
-_MOST = {"cpu": 64, "cuda": 4096}  # clients a block; on a CPU a larger block only leaves the caches
-_UNKNOWN_MEMORY = 1 << 30  # where the system does not say
-_WHOLE_SET = 500  # rows that `Model.logits` works on at once
-
 _CAUSES = {
     r"\.item\(\)": "a tensor's value is read, by .item(), float() or int()",
     r"Cannot access data pointer": "a tensor's values are read, by .numpy() or .tolist()",
@@ -173,32 +161,33 @@ class Vectorised:
 
     def _block(self, block: Sequence[_Ready]) -> _Answers:
         """Answer one block; halve it where memory ran out."""
-        here = block[0][0].site
-        seconds = None if self.timeout is None else self.timeout * len(block)
-        start = time.monotonic()
+        updated = None
         try:
-            with _deadline(seconds):
-                updated = _update(here, [turn for _, turn in block])
-        except torch.OutOfMemoryError as error:
-            if len(block) > 1:
-                middle = len(block) // 2
-                yield from self._block(block[:middle])
-                yield from self._block(block[middle:])
-            else:
-                yield block[0][0], _failed(block[0][0].message, error)
-            return
-        except TimeoutError as error:
-            yield from ((job, _failed(job.message, error)) for job, _ in block)
-            return
+            updated = self._in_time(block)
         except Exception as error:
-            yield from self._explain(block, error)
-            return
-        if seconds is not None and time.monotonic() - start > seconds:
-            late = TimeoutError(f"{len(block)} clients answered after {time.monotonic() - start:.1f} s")
-            yield from ((job, _failed(job.message, late)) for job, _ in block)
+            full = _out_of_memory(error)
+            if isinstance(error, TimeoutError) or (full and len(block) == 1):
+                yield from ((job, _failed(job.message, error)) for job, _ in block)
+                return
+            if not full:
+                yield from self._explain(block, error)
+                return
+        if updated is None:  # outside of the clause above, whose error holds on to the memory
+            middle = len(block) // 2
+            yield from self._block(block[:middle])
+            yield from self._block(block[middle:])
             return
         for (job, turn), (personal, raw) in zip(block, updated, strict=True):
             yield job, _conclude(job, turn, personal, raw)
+
+    def _in_time(self, block: Sequence[_Ready]) -> list[tuple[Params, Knowledge]]:
+        seconds = None if self.timeout is None else self.timeout * len(block)
+        start = time.monotonic()
+        with deadline(seconds):
+            updated = _update(block[0][0].site, [turn for _, turn in block])
+        if seconds is not None and time.monotonic() - start > seconds:
+            raise TimeoutError(f"{len(block)} clients answered after {time.monotonic() - start:.1f} s")
+        return updated
 
     def _explain(self, block: Sequence[_Ready], error: Exception) -> _Answers:
         """The loop's answers where the loop fails too; where it does not, vmap is to blame.
@@ -208,7 +197,7 @@ class Vectorised:
         """
         for job, turn in block:
             try:
-                with _deadline(self.timeout):
+                with deadline(self.timeout):
                     job.site.update(turn.task, turn.client, job.site.here(turn.down))
             except Exception as alone:
                 yield job, _failed(job.message, alone)
@@ -237,6 +226,10 @@ def _conclude(job: _Job, turn: Turn, personal: Params, raw: Knowledge) -> Messag
     except Exception as error:
         return _failed(job.message, error)
     return Message(answer(released), reply_to=job.message)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the latter on a CPU
 
 
 def _cause(error: Exception) -> str:
@@ -276,16 +269,7 @@ def _update(here: Site, turns: Sequence[Turn]) -> list[tuple[Params, Knowledge]]
     with torch.no_grad(), warnings.catch_warnings():  # what needs a gradient takes it by torch.func
         warnings.filterwarnings("error", message=_SLOW)  # a loop in disguise: the loop engine is better at it
         homes, said, weights = vmap(one, in_dims=(0, dims))(clients, told)
-    weights = _true(weights, [len(turn.client.y) for turn in turns])
     return [(_row(homes, k), Knowledge(_row(said, k), weights[k].clone())) for k in range(len(turns))]
-
-
-def _true(weights: Tensor, records: Sequence[int]) -> Tensor:
-    """Weights that count the padding, put right: a number taken from a shape is the same for the whole block."""
-    same = weights.stride() == (0,)  # vmap expands what does not depend on the client
-    if same and float(weights[0]) == max(records):
-        return torch.tensor(records, dtype=weights.dtype, device=weights.device)
-    return weights
 
 
 def _row(stacked: Mapping[str, Tensor], k: int) -> Params:
@@ -330,65 +314,3 @@ def _broadcast(each: Sequence[Mapping[str, Tensor]]) -> tuple[Params, dict[str, 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.data_ptr() == b.data_ptr() and a.device == b.device and a.stride() == b.stride())
-
-
-# --- Memory -----------------------------------------------------------------------------------------------------------
-
-
-def block_size(here: Site, largest: Turn) -> int:
-    """Clients that fit into a share of the memory, if none needs more than ``largest``; at least 1."""
-    device = here.federation.device
-    fitting = int(_SHARE * available_memory(device)) // max(1, client_bytes(here, largest))
-    return max(1, min(fitting, _MOST[device.type]))
-
-
-def client_bytes(here: Site, turn: Turn) -> int:
-    """What one more client adds to a block at its worst moment, by a generous estimate."""
-    client, method = turn.client, here.federation.config.method
-    task = here.mechanism.speaker_task(turn.task)
-    models = [turn.task.model, task.model]
-    parameters = max(sum(p.numel() for p in model.net.parameters()) for model in models)
-    state = len(method.descent().start({"w": torch.zeros(1)}))
-    copies = 2 * (2 + state)  # parameters, gradients and the optimiser's state, before and after a step
-    per_row = max(activations(model, tuple(client.x.shape[1:]), client.x.device) for model in models)
-    poisson = max((d.shape[-1] for d in client.draws.values() if not d.is_floating_point()), default=0)
-    batch = max(client.order.shape[-1], client.public_order.shape[-1], poisson)
-    rows = max(3 * batch, min(_WHOLE_SET, len(task.public_x)))  # a gradient keeps what the layers put out
-    floats = parameters * (copies + 2 * poisson) + per_row * rows  # poisson: gradients of single records
-    held = [client.x, client.y, client.order, client.public_order, *client.draws.values(), *client.personal.values()]
-    return 4 * floats + 2 * sum(_bytes(t) for t in [*held, *turn.down.tensors.values()])
-
-
-@lru_cache(maxsize=32)
-def activations(model: Model, shape: tuple[int, ...], device: torch.device) -> int:
-    """Numbers that the layers of a model put out for one input."""
-    counted: list[int] = []
-
-    def count(module: nn.Module, args: Any, out: Any) -> None:
-        counted.append(out.numel() if isinstance(out, Tensor) else 0)
-
-    net = copy.deepcopy(model.net).to(device)  # its own hooks, and its own running statistics
-    for leaf in [module for module in net.modules() if not list(module.children())]:
-        leaf.register_forward_hook(count)
-    with torch.no_grad(), suppress(Exception):  # a model that cannot run says so when it is trained
-        net(torch.zeros((2, *shape), device=device))  # two, since some layers refuse one
-    return math.prod(shape) + sum(counted) // 2
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that are free, of the device or of this machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return _UNKNOWN_MEMORY
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -17,7 +17,7 @@ from fedkd.config import Config
 
 CLASSES = 10
 TEST = CLASSES  # images of the global test set: the bench trains only
-ENDLESS = 1_000_000_000  # rounds that a configuration allows; evaluation would come after the last
+ENDLESS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def config(
     public: int = 0,
     engine: Mapping[str, Any] | None = None,
 ) -> Config:
-    """A federation that trains and is never evaluated."""
+    """A federation without an end."""
     return Config.from_raw(
         {
             "seed": settings.seed,

@@ -48,9 +48,10 @@ def serve(spec: Mapping[str, Any], turns: Turns) -> None:
         from clients.app import app
         from clients.client import site
         from clients.engines.loop import Loop
+        from experiments.bench.ours import Training
         from fedkd.grid import LocalGrid
         from fedkd.homes import Homes
-        from strategies.flower import KnowledgeStrategy, Round
+        from strategies.flower import Round
 
         torch.set_num_threads(1)
         here = site(spec["config"])
@@ -62,7 +63,7 @@ def serve(spec: Mapping[str, Any], turns: Turns) -> None:
             homes.settle()
 
         grid = LocalGrid(Loop(app), config.federation.clients, {"config": spec["config"]}, homes=homes)
-        KnowledgeStrategy(here.federation, here.mechanism, settle).start(grid, num_rounds=spec["rounds"])
+        Training(here.federation, here.mechanism, settle).start(grid, num_rounds=spec["rounds"])
         return {"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT}
 
     turns.serve(act)

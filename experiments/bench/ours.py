@@ -53,12 +53,20 @@ def opener(made: Made, name: str) -> Open:
     return opened
 
 
+class Training(KnowledgeStrategy):
+    """Any run's strategy, but nobody is evaluated: that is the simulation's own window, not the federation's work."""
+
+    def evaluates(self, t: int) -> bool:
+        """Never."""
+        return False
+
+
 @contextmanager
 def rounds(federation: Federation) -> Iterator[Step]:
     """A step that runs one more round; a client that fails is an error here, not a refusal."""
     config = federation.config
     lost: list[str] = []
-    strategy = KnowledgeStrategy(federation, mechanisms.build(federation))
+    strategy = Training(federation, mechanisms.build(federation))
     strategy.on_round = lambda report: lost.extend(line.refused or "" for line in report.failures)
     with open_engine(config) as engine:
         grid = LocalGrid(engine, config.federation.clients, {"config": config.to_json()})

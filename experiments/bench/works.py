@@ -111,7 +111,8 @@ def _pfl(name: str, model: str, loop: float, pool: float) -> Work:
             "samples": images.samples,
             "clients": images.clients,
         }
-        app = Foreign("train", images.clients, cohort, 0, {**about, "model": model, "lr": LR, "batch": BATCH})
+        about |= {"samples": images.samples, "clients": images.clients, "lr": LR, "batch": BATCH}
+        app = Foreign("train", images.clients, cohort, 0, about)
         limits = {"loop": Reach(loop, "ratio"), "pool 2": Reach(pool, "ratio")}
         one = "torch module and torch.optim.SGD, mean in place, one thread"
         return [

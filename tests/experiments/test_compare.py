@@ -21,10 +21,11 @@ from scipy import stats
 
 from experiments.cells import plan
 from experiments.compare import Comparison, Difference, compare, holm, paired, spread
-from experiments.compare_figures import curve, names, verdict
+from experiments.compare_figures import curve, inside, verdict
 from experiments.compare_files import default_place, write
-from experiments.compare_table import table
+from experiments.compare_table import names, table
 from experiments.conditions import METRICS, check_pairs, read
+from experiments.report.style import apart
 from fedkd.config import Config, load
 from fedkd.errors import ConfigError
 
@@ -284,7 +285,10 @@ def test_the_files_repeat_byte_for_byte_wherever_the_runs_are(tiny, tmp_path):
     deep.mkdir(parents=True)
     here, there = leave_sweep(tiny, tmp_path / "swept"), leave_sweep(tiny, deep / "swept")
     assert default_place([here]) == here
-    one, two = write(found(here), tmp_path / "one"), write(found(there), tmp_path / "two")
+    one, two = (
+        write(found(place, metrics=["balanced", "epsilon"]), tmp_path / name)
+        for place, name in ((here, "one"), (there, "two"))
+    )
     assert [path.name for path in one] == ["compare.json", "compare.svg", "compare.png", "compare-curves.svg"]
     for first, second in zip(one, two, strict=True):
         assert first.read_bytes() == second.read_bytes()
@@ -336,6 +340,7 @@ def test_hostile_labels_stay_text_and_one_seed_is_enough(tiny, tmp_path):
     path, picture, _, curves = write(result, tmp_path / "out")
     assert "<script> $x^{2$" in text_of(picture)
     assert "<script> $x^{2$" in text_of(curves)
+    assert "one pair: no interval" in text_of(picture)
     assert json.loads(path.read_text())["conditions"][0]["values"]["epsilon"]["mean"] == "inf"
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(table(result))
@@ -347,6 +352,14 @@ def test_labels_in_figures_are_short_but_distinct():
     assert names(labels) == ["fedmd, epsilon=3", "local, epsilon=3", "a=1", "b.name=1", "1"]
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_labels_stay_inside_the_panel(places):
+    moved = inside(apart(places, 0.1), 0.1, 0.0, 1.0)
+    assert np.argsort(moved, kind="stable").tolist() == np.argsort(apart(places, 0.1), kind="stable").tolist()
+    assert all(step >= 0.1 - 1e-9 for step in np.diff(sorted(moved)))
+    assert min(moved) >= -1e-9 and max(moved) <= 1 + 1e-9
+
+
 def test_curves_keep_the_rounds_that_all_seeds_have(swept):
     condition = found(swept).conditions[0]
     (swept / condition.label / "seed-0" / "metrics.jsonl").write_text(
@@ -355,6 +368,7 @@ def test_curves_keep_the_rounds_that_all_seeds_have(swept):
     assert {at: len(values) for at, values in curve(condition, "balanced_mean").items()} == {1: 4}
 
 
+@pytest.mark.slow
 def test_the_command(swept, tmp_path, fedkd):
     done = fedkd("compare", swept, "--metric", "balanced", "--metric", "up", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr

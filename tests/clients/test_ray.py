@@ -1,0 +1,369 @@
+"""The ray engine: the loop's answers, actors that die, hang or raise, and a Ray that is gone afterwards."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from clients.app import app as our_app
+from clients.client import site
+from clients.engines.loop import Loop
+from clients.engines.ray import Ray, _Cargo, _copied, _unpack, _versions
+from fedkd import wire
+from fedkd.config import Config
+from fedkd.errors import ConfigError
+from fedkd.grid import LocalGrid
+from fedkd.knowledge import fingerprint
+from strategies.flower import KnowledgeStrategy
+
+pytestmark = [  # Ray leaves its log files and child processes to the garbage collector
+    pytest.mark.filterwarnings("ignore:unclosed file <_io:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
+
+APP = """
+import os, sys, time
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+@app.train()
+def train(message, context):
+    client = int(context.node_config["partition-id"])
+    order = message.content.config_records["order"]
+    seen = context.state.get("seen")
+    if seen is None:
+        context.state["seen"] = seen = MetricRecord({"n": 0})
+    seen["n"] = seen["n"] + 1
+    if order.get("marks"):
+        open(os.path.join(order["marks"], str(client)), "w").close()
+    if client == order.get("sleeps", -1):
+        time.sleep(60)
+    if client == order.get("raises", -1):
+        raise RuntimeError("no")
+    if client == order.get("exits", -1):
+        sys.exit(3)
+    if client == order.get("answers_nonsense", -1):
+        return "nonsense"
+    if client == order.get("dies", -1):
+        os.kill(os.getpid(), 9)
+    if client == order.get("dies_once", -1) and not os.path.exists(order["mark"]):
+        open(order["mark"], "w").close()
+        os.kill(os.getpid(), 9)
+    time.sleep(order.get("takes", 0.0))
+    about = {"n": seen["n"], "pid": os.getpid(), "lr": context.run_config["lr"]}
+    return Message(RecordDict({**message.content, "about": MetricRecord(about)}), reply_to=message)
+
+@app.query()
+def look(message, context):
+    return Message(RecordDict({"n": MetricRecord({"n": len(context.state)})}), reply_to=message)
+"""
+
+
+@pytest.fixture(scope="module")
+def session():
+    """One Ray for the tests that do not need their own: engines reuse it and leave it running."""
+    ray = pytest.importorskip("ray")
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
+    yield ray
+    ray.shutdown()
+    gc.collect()
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch) -> str:
+    name = f"ray_app_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(APP)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return f"{name}:app"
+
+
+def ask(grid: LocalGrid, kind: str = "train", **order):
+    content = RecordDict({"order": ConfigRecord(order)})
+    return list(grid.send_and_receive([Message(content, node, kind) for node in grid.get_node_ids()]))
+
+
+def seen(replies) -> list[int | None]:
+    return [None if r.has_error() else r.content.metric_records["about"]["n"] for r in replies]
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+# --- The same answers ------------------------------------------------------------------------------------------------
+
+COMMON = {
+    "data": {"name": "digits", "partition": "dirichlet", "alpha": 0.5, "test": 100},
+    "federation": {"clients": 4, "rounds": 2, "cohort": 3},
+}
+PUBLIC = {**COMMON["data"], "public": 200}
+MIXED = {"name": "linear", "by_client": ["linear", "mlp"]}
+CASES = {
+    "fedavg": {**COMMON, "model": {"name": "mlp"}, "method": {"name": "fedavg"}},
+    "fedmd behind ambassadors": {
+        **COMMON,
+        "data": PUBLIC,
+        "model": MIXED,
+        "method": {"name": "fedmd", "loss": "kl", "student_epochs": 1},
+        "privacy": {"mechanism": "ambassador", "delta": 1e-3, "steps": 2},
+    },
+    "feddf": {**COMMON, "data": PUBLIC, "model": MIXED, "method": {"name": "feddf"}},
+}
+
+
+def outcome(engine, config: Config) -> dict[str, object]:
+    here = site(config.to_json())
+    strategy = KnowledgeStrategy(here.federation, here.mechanism)
+    rounds = []
+    strategy.on_round = rounds.append
+    grid = LocalGrid(engine, 4, {"config": config.to_json()})
+    strategy.start(grid)
+    assert not [line for report in rounds for line in report.failures]
+    homes = {
+        client: {name: fingerprint(wire.from_record(record)) for name, record in state.array_records.items()}
+        for client, state in grid.homes.items()
+    }
+    assert len(homes) >= 3
+    return {
+        "server": fingerprint(strategy.server),
+        "homes": homes,
+        "ledger": strategy.ledger.to_json(),
+        "accuracy": [report.accuracy and report.accuracy.to_json() for report in rounds],
+    }
+
+
+@pytest.fixture(scope="module")
+def engines(session):
+    """One actor and two, for all methods."""
+    with Ray(workers=1) as one, Ray(workers=2) as two:
+        yield {1: one, 2: two}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("case", CASES)
+def test_one_actor_and_two_give_the_loops_answer(case, engines):
+    config = Config.from_raw(CASES[case])
+    expected = outcome(Loop(our_app), config)
+    for engine in engines.values():
+        assert outcome(engine, config) == expected
+
+
+# --- What goes wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_a_client_that_raises_exits_kills_its_actor_or_answers_nonsense(app, session, tmp_path):
+    with Ray(app, workers=2) as engine:
+        grid = LocalGrid(engine, 6, {"lr": 0.5})
+        assert seen(ask(grid)) == [1] * 6
+        before = set(engine.pids())
+        replies = ask(grid, raises=1, exits=2, answers_nonsense=3, dies=4, dies_once=5, mark=str(tmp_path / "mark"))
+        assert seen(replies) == [2, None, None, None, None, 2]
+        assert replies[1].error.reason == "RuntimeError: no"
+        for k in (2, 4):
+            assert replies[k].error.reason.startswith("the worker died twice at this client")
+        assert "'str' object has no attribute" in replies[3].error.reason
+        assert [state.metric_records["seen"]["n"] for state in grid.homes.values()] == [2, 1, 1, 1, 1, 2]
+        assert seen(ask(grid)) == [3, 2, 2, 2, 2, 3]  # no later round suffers
+        assert len(engine.pids()) == 2
+        assert before.isdisjoint(engine.pids())
+        assert {r.content.metric_records["n"]["n"] for r in ask(grid, "query")} == {1}
+
+
+@pytest.mark.integration
+def test_an_actor_killed_from_outside_is_replaced_and_nobody_is_missing(app, session, tmp_path):
+    with Ray(app, workers=2) as engine:
+        grid = LocalGrid(engine, 5, {"lr": 0.5})
+
+        def kill() -> None:
+            wait_for(tmp_path / "0")
+            os.kill(engine.pids()[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        replies = ask(grid, takes=0.4, marks=str(tmp_path))
+        killer.join()
+        assert seen(replies) == [1] * 5
+        assert len({reply.content.metric_records["about"]["pid"] for reply in replies}) >= 2
+        os.kill(engine.pids()[0], signal.SIGKILL)  # between rounds
+        assert seen(ask(grid)) == [2] * 5
+
+
+@pytest.mark.integration
+def test_a_client_past_its_time_is_killed_and_a_call_left_early_leaves_nothing(app, session):
+    with Ray(app, timeout=3.0, workers=1) as engine:
+        grid = LocalGrid(engine, 3, {"lr": 0.5})
+        began = time.monotonic()
+        replies = ask(grid, sleeps=1)
+        assert time.monotonic() - began < 30
+        assert seen(replies) == [1, None, 1]
+        assert replies[1].error.reason == "TimeoutError: no answer within 3 s"
+        assert sorted(grid.homes) == [0, 2]
+        order = RecordDict({"order": ConfigRecord({"takes": 0.2})})
+        jobs = [(Message(order, node, "train"), grid.context(k)) for k, node in enumerate(grid.get_node_ids())]
+        answers = engine(jobs)
+        assert not next(answers).has_error()
+        answers.close()
+        assert seen(ask(grid)) == [2, 1, 2]
+
+
+@pytest.mark.integration
+def test_ray_starts_and_stops_with_the_engine_and_tensors_outlive_it(app, tmp_path):
+    ray = pytest.importorskip("ray")
+    if ray.is_initialized():  # another test's session
+        ray.shutdown()
+    before = signal.getsignal(signal.SIGTERM)
+    weights = torch.arange(200_000.0)
+    with pytest.raises(KeyError), Ray(app, workers=1) as engine:
+        assert ray.is_initialized()
+        folder = engine._session.folders[0]
+        assert folder.is_dir()
+        grid = LocalGrid(engine, 2, {"lr": 0.5})
+        content = RecordDict({"order": ConfigRecord({}), "w": wire.to_record({"w": weights})})
+        replies = list(grid.send_and_receive([Message(content, node, "train") for node in grid.get_node_ids()]))
+        pids = engine.pids()
+        raise KeyError
+    assert not ray.is_initialized()
+    assert not folder.exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+    for reply in replies:
+        assert torch.equal(wire.from_record(reply.content.array_records["w"])["w"], weights)
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    gc.collect()
+
+
+# --- Bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_what_ray_would_wait_for_without_end_is_refused(app, session):
+    with pytest.raises(ConfigError, match=r"engine.gpus_per_client=1000: this machine has .* GPUs, enough for 0 of 1"):
+        Ray(app, gpus_per_client=1000)
+    with pytest.raises(ConfigError, match=r"engine.workers=4: this machine has 3 CPUs"):
+        Ray(app, workers=4)
+    with pytest.raises(ConfigError, match=r"a worker cannot import 'no_such_app:app' \(ModuleNotFoundError"):
+        Ray("no_such_app:app")
+    assert session.is_initialized()
+
+
+def test_bad_input_is_refused_without_starting_ray(monkeypatch):
+    with pytest.raises(ConfigError, match=r"engine.workers: expected 1 or more, got 0"):
+        Ray(workers=0)
+    for gpus in (-1.0, 1.5):
+        with pytest.raises(ConfigError, match=r"engine.gpus_per_client: expected 0 to 1 or a whole number"):
+            Ray(gpus_per_client=gpus)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"Ray is not installed; pip install 'flwr\[simulation\]'"):
+        Ray()
+
+
+@pytest.mark.integration
+def test_an_address_where_nobody_listens_is_refused_at_once():
+    ray = pytest.importorskip("ray")
+    if ray.is_initialized():
+        ray.shutdown()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(ConfigError, match=r"no cluster at '127.0.0.1:\d+' that this machine has joined"):
+            Ray(address=f"127.0.0.1:{free.getsockname()[1]}")
+    for address in ("ray://127.0.0.1:10001", "head", "head:"):
+        with pytest.raises(ConfigError, match=r"engine.address: expected HOST:PORT"):
+            Ray(address=address)
+
+
+# --- What travels ----------------------------------------------------------------------------------------------------
+
+TENSORS = {
+    "scalar": torch.tensor(2.0),
+    "empty": torch.zeros(0, 3),
+    "transposed": torch.arange(6).view(2, 3).T,
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "complex": torch.ones(2, 2, dtype=torch.complex64),
+    "truth": torch.tensor([True, False]),
+}
+
+
+def test_every_kind_of_array_arrives_as_it_was():
+    theirs = ArrayRecord([np.arange(5), np.ones((2, 2), np.float16)])
+    header, arrays = _Cargo().pack({"ours": wire.to_record(TENSORS), "theirs": theirs})
+    got = _unpack(header, arrays)
+    for name, tensor in wire.from_record(got["ours"]).items():
+        assert tensor.dtype == TENSORS[name].dtype
+        assert torch.equal(tensor, TENSORS[name])
+        assert tensor.data_ptr() % 64 == 0
+    assert got["theirs"] == theirs
+
+
+def test_what_many_messages_hold_is_laid_down_once():
+    weights, cargo = torch.ones(1000), _Cargo()
+    letters = [cargo.pack(wire.to_record({"w": weights, "own": torch.zeros(10)})) for _ in range(3)]
+    shared = cargo.shared()
+    assert [values.nbytes for values in shared.values()] == [4000]
+    assert all(len(arrays) == 2 and shared.keys() < arrays.keys() for _, arrays in letters)
+    assert len({slot for _, arrays in letters for slot in arrays}) == 4
+
+
+def edit_metric(state):
+    state.metric_records["m"]["n"] = 2
+
+
+def edit_list(state):
+    state.config_records["c"]["names"].append("b")
+
+
+def edit_tensor(state):
+    state.array_records["a"]["w"].tensor.add_(1)
+
+
+def replace_array(state):
+    state["a"] = wire.to_record({"w": torch.ones(2)})
+
+
+def add(state):
+    state["more"] = MetricRecord({"n": 1})
+
+
+def remove(state):
+    del state["m"]
+
+
+@pytest.mark.parametrize("edit", [edit_metric, edit_list, edit_tensor, replace_array, add, remove])
+def test_a_state_that_changed_in_whatever_way_is_sent_home(edit):
+    state = RecordDict(
+        {
+            "m": MetricRecord({"n": 1}),
+            "c": ConfigRecord({"names": ["a"]}),
+            "a": wire.to_record({"w": torch.ones(2)}),
+            "f": ArrayRecord([np.ones(2)]),
+        }
+    )
+    before = _versions(state)
+    assert _versions(state) == before
+    edit(state)
+    assert _versions(state) != before
+
+
+def test_homes_are_copied_out_of_the_object_store():
+    tensor = torch.ones(3)
+    state = _copied(RecordDict({"a": wire.to_record({"w": tensor})}))
+    tensor.zero_()
+    assert torch.equal(wire.from_record(state.array_records["a"])["w"], torch.ones(3))
