@@ -253,6 +253,8 @@ class Ray:
         self._workers.remove(worker)
 
     def _hire(self) -> _Worker:
+        if not self._ray.is_initialized():  # Ray would start, or join, another one by itself
+            raise RuntimeError("the ray engine was closed")
         actor = self._actor.remote()
         return _Worker(actor, actor.load.remote(self.app, list(sys.path)), time.monotonic())
 
@@ -273,8 +275,9 @@ class Ray:
         worker.loading = None
 
     def _dismiss(self, worker: _Worker) -> None:
-        with suppress(Exception):  # it is dead, or Ray itself is gone
-            self._ray.kill(worker.actor, no_restart=True)
+        if self._ray.is_initialized():  # else `kill` would start, or join, another Ray
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.kill(worker.actor, no_restart=True)
 
 
 class _Session:
@@ -417,10 +420,11 @@ class _Unpacker(pickle.Unpickler):
         values = self.arrays[slot]
         if not isinstance(dtype, torch.dtype):
             return flwr.app.Array(dtype, shape, how, values.tobytes())
-        tensor = torch.from_numpy(values)
-        if tensor.data_ptr() % _ALIGN:
-            tensor = tensor.clone()
-        tensor = tensor.view(dtype).view(shape)
+        if not values.size:
+            tensor = torch.empty(shape, dtype=dtype)
+        else:
+            flat = torch.from_numpy(values)
+            tensor = (flat.clone() if flat.data_ptr() % _ALIGN else flat).view(dtype).view(shape)
         return wire.Array(tensor.to(how) if how == "cpu" or torch.cuda.is_available() else tensor)
 
 

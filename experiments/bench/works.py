@@ -106,12 +106,8 @@ def _pfl(name: str, model: str, loop: float, pool: float) -> Work:
         cohort = sizes["cohort"]
         how: Mapping[str, Any] = {"cohort": cohort, "model": model, "lr": LR, "batch": BATCH, "seed": settings.seed}
         method = {"name": f"{methods.HERE}:FedAvg", "optimizer": "sgd", "lr": LR, "batch": BATCH, "epochs": 1}
-        about: dict[str, str | int | float] = {
-            "path": str(images.path),
-            "samples": images.samples,
-            "clients": images.clients,
-        }
-        about |= {"samples": images.samples, "clients": images.clients, "lr": LR, "batch": BATCH}
+        about: dict[str, str | int | float] = {"path": str(images.path), "model": model, "lr": LR, "batch": BATCH}
+        about |= {"samples": images.samples, "clients": images.clients}
         app = Foreign("train", images.clients, cohort, 0, about)
         limits = {"loop": Reach(loop, "ratio"), "pool 2": Reach(pool, "ratio")}
         one = "torch module and torch.optim.SGD, mean in place, one thread"
