@@ -136,6 +136,31 @@ def report(
 
 
 @app.command()
+def flower(
+    directory: Annotated[Path, typer.Argument(metavar="APP_DIR", help="A Flower app's folder, with pyproject.toml.")],
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes; 1 runs the clients in this process.")] = 1,
+    num_clients: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 10,
+    run_config: Annotated[
+        list[str] | None, typer.Option(help="Override its run config, once or more: `lr=0.1`; or one TOML file.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds a client may take; default no limit.")
+    ] = None,
+) -> None:
+    """Run any Flower app, unmodified, on the local Grid: its own ServerApp and ClientApp, without SuperLink and Ray.
+
+    Replies come in the order of the nodes, so an app that seeds itself gives the same result twice, for any number of
+    workers. Exit code 0: the ServerApp finished; 1: it raised; 2: bad input, nothing was run.
+    """
+    with _errors():
+        from experiments.flower_app import engine_maker, read
+        from experiments.flower_app import run as run_app
+
+        tally = run_app(read(directory, run_config or []), num_clients, engine_maker(workers, timeout))
+        typer.echo(f"finished: {tally}")
+
+
+@app.command()
 def sweep(
     conf: Annotated[
         Path, typer.Argument(help="Configuration, or a sweep file: `base`, `seeds`, `[grid]`, `[[cells]]`.")

@@ -146,7 +146,13 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
             "-" if server is None else f"{server:.3f}",
             human(summary["bytes"]["up"]),
             "none" if private is None else f"{float(private['epsilon']):.2f}",
-            "-" if audit is None else f"{audit['auroc']:.2f}",
+            _leak(audit),
             f"{summary['seconds']:.0f}",
         )
     return grid
+
+
+def _leak(audit: Mapping[str, Any] | None) -> str:
+    """AUROC of the worst that leaves the clients, if anything does."""
+    leaving = audit is not None and any(target["leaves_client"] for target in audit["targets"])
+    return f"{audit['auroc']:.2f}" if audit is not None and leaving else "-"
