@@ -235,6 +235,32 @@ def compare(
         typer.echo("written: " + " ".join(map(str, written)), err=True)
 
 
+@app.command()
+def bench(
+    works: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORK]...", help="Works to measure; default all.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that it works, measures nothing.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Samples of each contender, taken in turn.")] = 7,
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Whether Flower's Ray runtime takes part.")] = True,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory of bench.json, .svg and .png.")] = Path(
+        "runs/bench"
+    ),
+) -> None:
+    """Time engines against a hand-written loop and Flower's Ray runtime, on the same work in one run."""
+    with _errors():
+        from rich.console import Console
+
+        from experiments.bench.run import bench as measure
+        from experiments.bench.show import table
+
+        say = Console(stderr=True)
+        results = measure(
+            works or [], out, repeats, quick=quick, ray=ray, tell=lambda text: say.print(text, markup=False)
+        )
+        Console().print(table(results))
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="methods|datasets|models|mechanisms|keys", help="What to list.")],
