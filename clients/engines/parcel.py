@@ -42,16 +42,17 @@ class Arena:
         self._map: mmap.mmap | None = None
         self._size = 0
         self._used = 0
-        self._placed: dict[int, tuple[object, Place]] = {}
+        self._placed: dict[tuple[int, int], tuple[object, Place]] = {}
 
     def reset(self) -> None:
         """Forget what lies here; nobody may be reading any more."""
         self._used = 0
         self._placed.clear()
 
-    def place(self, owner: object, data: memoryview) -> Place:
-        """Lay down the bytes of ``owner``, once however often it is asked."""
-        known = self._placed.get(id(owner))
+    def place(self, owner: object, address: int, data: memoryview) -> Place:
+        """Lay down the bytes that ``owner`` keeps at an address, once however many messages hold them."""
+        key = address, data.nbytes
+        known = self._placed.get(key)
         if known is not None:
             return known[1]
         start = -(-self._used // _ALIGN) * _ALIGN
@@ -59,7 +60,7 @@ class Arena:
         self._ensure(self._used)
         if self._map is not None and data.nbytes:
             memoryview(self._map)[start : self._used] = data
-        self._placed[id(owner)] = (owner, (start, data.nbytes))  # holding the owner keeps its id its own
+        self._placed[key] = (owner, (start, data.nbytes))  # holding the owner keeps its address its own
         return start, data.nbytes
 
     def close(self) -> None:
@@ -120,10 +121,17 @@ class _Packer(pickle.Pickler):
             if tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() < _SMALL:
                 return None
             flat = tensor.contiguous()
+            address = flat.data_ptr() if flat is tensor else id(tensor)  # a copy's own address is new every time
             data = memoryview(flat.numpy().reshape(-1)).cast("B")
-            return "tensor", self.arena.place(tensor, data), obj.dtype, obj.shape
+            return "tensor", self.arena.place((tensor, flat), address, data), obj.dtype, obj.shape
         if isinstance(obj, flwr.app.Array) and len(obj.data) >= _SMALL:
-            return "array", self.arena.place(obj.data, memoryview(obj.data)), obj.dtype, obj.shape, obj.stype
+            return (
+                "array",
+                self.arena.place(obj.data, id(obj.data), memoryview(obj.data)),
+                obj.dtype,
+                obj.shape,
+                obj.stype,
+            )
         return None
 
     def reducer_override(self, obj: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,8 @@ class Process:
         for pid in _marked(self.mark):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+        for folder in (Path(tempfile.gettempdir()) / "ray").glob(f"session_*_{self.process.pid}"):
+            shutil.rmtree(folder, ignore_errors=True)  # Ray leaves its logs
         if self.process.stdout is not None:
             self.process.stdout.close()
         self.errors.close()

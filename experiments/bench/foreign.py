@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -144,12 +145,20 @@ def simulate(main: Callable[[Grid, Context], None], app: str, clients: int) -> N
     logging.getLogger("flwr").setLevel(logging.ERROR)
     server = ServerApp()
     server.main()(main)
-    run_simulation(
-        server_app=server,
-        client_app=getattr(import_module("experiments.bench.apps"), app),
-        num_supernodes=clients,
-        backend_config={
-            "init_args": {"num_cpus": os.cpu_count() or 1, "include_dashboard": False},
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        },
-    )
+    try:
+        run_simulation(
+            server_app=server,
+            client_app=getattr(import_module("experiments.bench.apps"), app),
+            num_supernodes=clients,
+            backend_config={
+                "init_args": {"address": "local", "num_cpus": os.cpu_count() or 1, "include_dashboard": False},
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            },
+        )
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        sys.stderr.write(f"\n{type(cause).__name__}: {cause}\n")
+        sys.stderr.flush()
+        os._exit(1)  # the server app's thread waits for its turn and would wait for ever

@@ -170,7 +170,7 @@ def test_parcels_share_what_is_equal_by_identity_and_keep_types():
 
     arena = Arena()
     big, small = torch.arange(5000.0), torch.tensor([1, 2])
-    record = wire.to_record({"big": big, "again": big, "small": small, "strided": torch.arange(6000.0)[::2]})
+    record = wire.to_record({"big": big, "again": big.detach(), "small": small, "strided": torch.arange(6000.0)[::2]})
     foreign = ArrayRecord({"x": Array(np.arange(1000))})
     value = [RecordDict({"a": record, "f": foreign}), RecordDict({"a": record}), ("text", 3)]
     header = pack(value, arena)
