@@ -44,6 +44,7 @@ def flower(tmp_path: Path):
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "OMP_NUM_THREADS": "1",
+        "RAY_ADDRESS": "local",  # else Ray looks for a cluster that a killed run may have left the address of
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     yield {**os.environ, **switches}
