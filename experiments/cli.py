@@ -258,7 +258,7 @@ def bench(
         results = measure(
             works or [], out, repeats, quick=quick, ray=ray, tell=lambda text: say.print(text, markup=False)
         )
-        Console().print(table(results))
+        Console(width=None if sys.stdout.isatty() else 140).print(table(results))
 
 
 @app.command("list")

@@ -43,7 +43,7 @@ def run(settings: Settings, engine: str) -> Open:
     def opened() -> Iterator[Step]:
         if engine == "ray":
             require_ray(settings)
-        conf = settings.folder / "start.toml"
+        conf = settings.folder / f"start-{engine}.toml"  # all are open at once
         made = data.make(settings, 10, 4, (1, 8, 8))
         how = {"name": engine, "workers": 2} if engine in ("pool", "ray") else {"name": engine}
         config = data.config(settings, made, 10, {"name": f"{HERE}:Hello"}, engine=how)
