@@ -57,7 +57,7 @@ class Site:
     def train(self, client: int, t: int, down: Knowledge, state: RecordDict) -> Released:
         """Answer round ``t``. ``state`` changes only if the answer is complete."""
         turn = self.build(client, t, down, state)
-        personal, raw = self.update(turn.task, turn.client, self.here(down))
+        personal, raw = self.update(turn.task, turn.client, down.to(self.federation.device))
         return self.conclude(turn, personal, raw, state)
 
     def build(self, client: int, t: int, down: Knowledge, state: RecordDict) -> Turn:
@@ -89,7 +89,7 @@ class Site:
         federation = self.federation
         task = federation.client_task(client)
         home = self.mechanism.home(self.personal(client, state))
-        params = federation.config.method.judged(self.here(down), home)
+        params = federation.config.method.judged(down.to(self.federation.device), home)
         x, y = federation.own_test_set(client)
         return {
             "balanced": accuracy(task.model, params, federation.test_x, federation.test_y),
@@ -123,13 +123,6 @@ class Site:
         return Client(
             x, y, order.to(device), rows.to(device), {name: d.to(device) for name, d in draws.items()}, personal
         )
-
-    def here(self, knowledge: Knowledge) -> Knowledge:
-        """The same knowledge on the federation's device."""
-        device = self.federation.device
-        if device.type == "cpu":
-            return knowledge
-        return Knowledge({name: v.to(device) for name, v in knowledge.tensors.items()}, knowledge.weight.to(device))
 
 
 def answer(released: Released) -> RecordDict:

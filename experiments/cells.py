@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lists import MOST, parse_seeds, readable, split_values
-from fedkd.config import Config, Raw, override
+from fedkd.config import Config, Raw, override, read_toml
 from fedkd.errors import ConfigError
 from fedkd.registry import near
 
@@ -86,14 +85,14 @@ def plan(conf: Path, arguments: Sequence[str] = (), seeds: str | None = None) ->
     Raises:
         ConfigError: Something is not valid; a cell is named.
     """
-    raw = _toml(conf)
+    raw = read_toml(conf)
     given = [_argument(text) for text in arguments]
     _once([key for key, _ in given])
     if "base" in raw:
         swept = [key for key, values in given if len(values) > 1]
         if swept:
             raise ConfigError(f"sweep: {swept[0]} has several values, but {conf} is a sweep file; put it in its [grid]")
-        base = _toml(conf.parent / _text(raw, "base"))
+        base = read_toml(conf.parent / _text(raw, "base"))
         fixed = [f"{key}={values[0]}" for key, values in given]
         conditions = _from_file(raw)
         _both(fixed, conditions)
@@ -242,14 +241,3 @@ def _text(raw: Raw, key: str, prefix: str = "") -> str:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{prefix}{key}: expected a text, got {value!r}")
     return value
-
-
-def _toml(path: Path) -> Raw:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a TOML configuration or sweep file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from None

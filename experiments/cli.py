@@ -50,7 +50,7 @@ def run(
 
         from experiments.report import render
         from experiments.run import Run, default_out
-        from experiments.show import Live, Silent, table
+        from experiments.show import Live, View, table
         from fedkd.config import load
 
         console = Console(stderr=True)
@@ -58,7 +58,7 @@ def run(
         overrides = [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
         config, notes = load(conf, overrides, seed)
         place = out or default_out(conf, resume)
-        view = Silent() if quiet else Live(console)
+        view = View() if quiet else Live(console)
         for note in notes:
             view.note(f"note: {note}")
         job = Run(config, place, shlex.join(["fedkd", *sys.argv[1:]]), view)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Callable
 from statistics import fmean, stdev
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -34,12 +32,12 @@ from experiments.report.style import (
     ORANGE,
     PLATE,
     PURPLE,
-    RC,
     RED,
     SKY,
     SMALL,
     TINY,
     apart,
+    drawing,
     heading,
     panel,
     row_names,
@@ -59,10 +57,7 @@ STYLES = [
 
 def saved(draw: Callable[[], Figure | None], *formats: str) -> list[bytes]:
     """A figure in each format; equal figures give equal bytes. Nothing when there is no figure."""
-    with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcdefaults()  # a reader's own matplotlibrc must not show
-        mpl.rcParams.update(RC)
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with drawing():
         figure = draw()
         if figure is None:
             return []

@@ -21,7 +21,7 @@ from clients.engines import open_engine
 from experiments import files
 from experiments.audit import Auditor, summarise
 from experiments.rows import Rows
-from experiments.show import Silent, View
+from experiments.show import View
 from fedkd import checkpoint, wire
 from fedkd.checkpoint import Checkpoint
 from fedkd.config import Config
@@ -50,7 +50,7 @@ class Run:
     config: Config
     out: Path
     command: str = ""
-    view: View = field(default_factory=Silent)
+    view: View = field(default_factory=View)
     spent: float = 0.0
 
     def go(self, resume: bool = False) -> dict[str, Any]:

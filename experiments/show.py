@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,57 +13,29 @@ from fedkd.config import Config
 from strategies.flower import Round
 
 
-class View(Protocol):
-    """Where progress is shown."""
+class View:
+    """Where progress is shown; this one shows nothing."""
 
     def start(self, done: int, config: Config) -> None:
         """The rounds begin."""
-        ...
 
     def reply(self) -> None:
         """A client answered."""
-        ...
 
     def round(self, report: Round) -> None:
         """A round is over."""
-        ...
 
     def waiting(self, done: int, rows: int) -> None:
         """The run is over, comparison rows are not."""
-        ...
 
     def note(self, text: str) -> None:
         """Something worth a line."""
-        ...
 
     def close(self) -> None:
         """Nothing more comes."""
-        ...
 
 
-class Silent:
-    """Shows nothing."""
-
-    def start(self, done: int, config: Config) -> None:
-        """Say nothing."""
-
-    def reply(self) -> None:
-        """Say nothing."""
-
-    def round(self, report: Round) -> None:
-        """Say nothing."""
-
-    def waiting(self, done: int, rows: int) -> None:
-        """Say nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
-
-    def close(self) -> None:
-        """Say nothing."""
-
-
-class Live:
+class Live(View):
     """A progress bar over rounds, with the state of the federation beside it."""
 
     def __init__(self, console: Console) -> None:

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -266,18 +266,27 @@ def load(path: Path, overrides: Iterable[str] = (), seed: int | None = None) -> 
     Raises:
         ConfigError: The file is missing or malformed, or its contents are not a valid configuration.
     """
+    raw = read_toml(path)
+    raw, notes = override(raw, overrides)
+    if seed is not None:
+        raw["seed"] = seed
+    return Config.from_raw(raw), notes
+
+
+def read_toml(path: Path) -> Raw:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: It is missing, cannot be read, or is not TOML.
+    """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a TOML configuration") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML ({error})") from None
-    raw, notes = override(raw, overrides)
-    if seed is not None:
-        raw["seed"] = seed
-    return Config.from_raw(raw), notes
 
 
 def override(raw: Raw, overrides: Iterable[str]) -> tuple[Raw, list[str]]:
@@ -445,6 +454,3 @@ def describe() -> dict[str, dict[str, tuple[str, Any]]]:
         section: {name: (info.description or "", info.default) for name, info in kind.model_fields.items()}
         for section, kind in sections.items()
     }
-
-
-PARTITIONS: tuple[str, ...] = get_args(Partition)

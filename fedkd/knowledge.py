@@ -41,6 +41,12 @@ class Knowledge:
         """Bytes of the tensors as they would travel, uncompressed and without framing."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
+    def to(self, device: torch.device) -> Knowledge:
+        """The same knowledge on a device; itself where it is there already."""
+        if all(t.device == device for t in (*self.tensors.values(), self.weight)):
+            return self
+        return Knowledge({name: t.to(device) for name, t in self.tensors.items()}, self.weight.to(device))
+
     def fits(self, schema: Schema, who: str) -> None:
         """Raise `SchemaError` unless the tensors have exactly the names, shapes and types of ``schema``."""
         if self.tensors.keys() != schema.keys():
@@ -63,8 +69,8 @@ class Knowledge:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite; one pass, since both show in the extremes."""
-    return not tensor.numel() or all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax())
+    """Whether no value is NaN or infinite; both spoil a sum, and only a sum that overflows needs a closer look."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def fingerprint(*parts: Mapping[str, Tensor]) -> str:

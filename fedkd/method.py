@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -147,6 +147,3 @@ def by_model(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Knowledge]]]
     for answer in answers:
         groups.setdefault(answer.peer.model, []).append(answer.knowledge)
     yield from sorted(groups.items())
-
-
-Metrics = Mapping[str, float]

@@ -88,24 +88,34 @@ def unpack(content: RecordDict) -> tuple[Knowledge, ConfigRecord]:
 
 
 def snapshot(state: RecordDict) -> list[object]:
-    """Something that compares equal exactly while a state has not changed, edits in place included."""
-    return [
-        (
-            name,
-            [(key, _Same(array)) for key, array in record.items()] if isinstance(record, ArrayRecord) else dict(record),
-        )
-        for name, record in state.items()
-    ]
+    """Something that compares equal exactly while a state has not changed, edits in place included.
+
+    No array is compared: one counts as the same while it holds the very same content object, not written to.
+    """
+    found: list[object] = []
+    for name, record in state.items():
+        if isinstance(record, ArrayRecord):
+            found.append((name, [(key, _version(array)) for key, array in record.items()]))
+        else:
+            found.append((name, {key: value[:] if isinstance(value, list) else value for key, value in record.items()}))
+    return found
 
 
-class _Same:
-    """Equal to another only if it holds the very same content object, so that no array is compared."""
+def _version(array: flwr.app.Array) -> object:
+    if not isinstance(array, Array):
+        return _Held(array.data), 0
+    tensor = array.tensor
+    return _Held(tensor), object() if tensor.is_inference() else tensor._version
 
-    def __init__(self, array: flwr.app.Array) -> None:
-        self.held = array.__dict__.get("tensor", array.__dict__.get("data"))
+
+class _Held:
+    """Equal to another only if it holds the very same object; holding it keeps its identity its own."""
+
+    def __init__(self, held: object) -> None:
+        self.held = held
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.held is other.held
+        return isinstance(other, _Held) and self.held is other.held
 
     def __hash__(self) -> int:
         return id(self.held)

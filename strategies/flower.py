@@ -204,7 +204,7 @@ class KnowledgeStrategy(Strategy):
         )
 
     def _here(self, tensors: Mapping[str, Tensor]) -> Params:
-        return {name: tensor.to(self.federation.device) for name, tensor in tensors.items()}
+        return dict(Knowledge(tensors).to(self.federation.device).tensors)
 
     def epsilon(self) -> float | None:
         """Spent so far, the largest over clients; None when nothing is promised."""
@@ -247,7 +247,7 @@ class KnowledgeStrategy(Strategy):
                 raise BudgetExhausted(reason)
             raise SchemaError(reason)
         said, about = wire.unpack(reply.content)
-        knowledge = Knowledge(self._here(said.tensors), said.weight.to(self.federation.device))
+        knowledge = said.to(self.federation.device)
         try:
             event = Event.from_json(json.loads(str(about["event"]))) if about["event"] else None
             peer, at = Peer(int(about["client"]), str(about["model"])), int(about["round"])  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from fedkd.errors import ConfigError
 from fedkd.grid import Engine
 
 APP = "clients.app:app"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 WORKER_BYTES = 400_000_000  # what a worker that has imported torch, flwr and opacus holds, measured
 
 

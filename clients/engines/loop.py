@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
 
 from flwr.app import Context, Message, RecordDict
@@ -14,6 +15,13 @@ from flwr.app import Context, Message, RecordDict
 from fedkd.grid import failure
 
 App = Callable[[Message, Context], Message]
+
+
+def imported(reference: str) -> App:
+    """The client app named ``"module:attribute"``; apps cannot be pickled, so workers import them."""
+    module, _, attribute = reference.partition(":")
+    app: App = getattr(import_module(module), attribute)
+    return app
 
 
 class Loop:

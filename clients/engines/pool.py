@@ -20,14 +20,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
 from flwr.app import Context, Error, Message
 
-from clients.engines.loop import App, Loop
+from clients.engines import ONE_THREAD
+from clients.engines.loop import Loop, imported
 from clients.engines.parcel import Arena, Window, pack, unpack
 from fedkd import wire
 from fedkd.errors import ConfigError
@@ -201,10 +201,9 @@ class Pool:
     def _hire(self) -> _Worker:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-c", "from clients.engines.pool import serve; serve()", str(theirs.fileno())]
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env={**os.environ, **threads, "PYTHONPATH": paths}
+            command, pass_fds=[theirs.fileno()], env={**os.environ, **ONE_THREAD, "PYTHONPATH": paths}
         )
         theirs.close()
         door = Connection(ours.detach())
@@ -226,8 +225,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     door = Connection(int(sys.argv[1]))
     app, path = pickle.loads(door.recv_bytes())  # from our own parent
-    module, _, attribute = app.partition(":")
-    loop = Loop(cast(App, getattr(import_module(module), attribute)))
+    loop = Loop(imported(app))
     window, arenas = Window(path), [Arena() for _ in range(_QUEUE)]
     run_config: dict[str, Any] = {}
     try:

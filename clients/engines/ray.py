@@ -34,7 +34,8 @@ import torch
 from flwr.app import Context, Error, Message, RecordDict
 from torch import Tensor
 
-from clients.engines.loop import App, Loop
+from clients.engines import ONE_THREAD
+from clients.engines.loop import Loop, imported
 from fedkd import wire
 from fedkd.errors import ConfigError
 from fedkd.grid import failure
@@ -52,7 +53,6 @@ _SWITCHES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of a change to come
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else under uv Ray builds an environment for the actors
 }
-_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 @dataclass
@@ -298,10 +298,10 @@ class _Session:
             self.folders.append(_stage(app))
             how |= {
                 "address": address,
-                "runtime_env": {"working_dir": str(self.folders[0]), "env_vars": _THREADS},
+                "runtime_env": {"working_dir": str(self.folders[0]), "env_vars": ONE_THREAD},
             }
         try:
-            with _environment(_THREADS):  # the actors inherit it
+            with _environment(ONE_THREAD):  # the actors inherit it
                 found = ray.init(**how)
         except Exception as error:
             self.close()
@@ -332,8 +332,7 @@ class _Actor:
     def load(self, app: str, paths: list[str]) -> int:
         """Import the app; return this process's id."""
         sys.path += [path for path in paths if path not in sys.path and Path(path).exists()]
-        module, _, attribute = app.partition(":")
-        self._loop = Loop(cast(App, getattr(import_module(module), attribute)))
+        self._loop = Loop(imported(app))
         return os.getpid()
 
     def answer(self, header: bytes, own: Arrays, broadcast: list[Any]) -> tuple[bytes, Arrays]:
@@ -343,9 +342,9 @@ class _Actor:
 
             self._told = broadcast, ray.get(broadcast[0])
         message, context = _unpack(header, own | self._told[1] if broadcast else own)
-        before = _versions(context.state)
+        before = wire.snapshot(context.state)
         reply = next(cast(Loop, self._loop)([(message, context)]))
-        after = context.state if _versions(context.state) != before else None
+        after = context.state if wire.snapshot(context.state) != before else None
         error = (reply.error.code, reply.error.reason) if reply.has_error() else None
         return _Cargo().pack((None if error else reply.content, error, after))
 
@@ -449,37 +448,6 @@ def _copied(state: RecordDict) -> RecordDict:
             if isinstance(array, wire.Array):
                 record[name] = wire.Array(array.tensor.clone())
     return state
-
-
-def _versions(state: RecordDict) -> list[object]:
-    """Something that compares equal while a state has not changed; states that did not are not sent home."""
-    found: list[object] = []
-    for name, record in state.items():
-        if name in state.array_records:
-            found.append((name, [(key, _version(array)) for key, array in state.array_records[name].items()]))
-        else:
-            found.append((name, {key: value[:] if isinstance(value, list) else value for key, value in record.items()}))
-    return found
-
-
-def _version(array: flwr.app.Array) -> object:
-    if not isinstance(array, wire.Array):
-        return _Held(array.data), 0
-    tensor = array.tensor
-    return _Held(tensor), object() if tensor.is_inference() else tensor._version
-
-
-class _Held:
-    """Equal to another only if it holds the very same object; holding it keeps its identity its own."""
-
-    def __init__(self, held: object) -> None:
-        self.held = held
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self.held is other.held
-
-    def __hash__(self) -> int:
-        return id(self.held)
 
 
 @contextmanager

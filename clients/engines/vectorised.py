@@ -198,7 +198,7 @@ class Vectorised:
         for job, turn in block:
             try:
                 with deadline(self.timeout):
-                    job.site.update(turn.task, turn.client, job.site.here(turn.down))
+                    job.site.update(turn.task, turn.client, turn.down.to(job.site.federation.device))
             except Exception as alone:
                 yield job, _failed(job.message, alone)
             else:
@@ -265,7 +265,7 @@ def _update(here: Site, turns: Sequence[Turn]) -> list[tuple[Params, Knowledge]]
         personal, raw = here.update(task, client, down)
         return personal, dict(raw.tensors), raw.weight
 
-    clients, told = stack([turn.client for turn in turns]), dict(here.here(Knowledge(told)).tensors)
+    clients, told = stack([turn.client for turn in turns]), dict(Knowledge(told).to(here.federation.device).tensors)
     with torch.no_grad(), warnings.catch_warnings():  # what needs a gradient takes it by torch.func
         warnings.filterwarnings("error", message=_SLOW)  # a loop in disguise: the loop engine is better at it
         homes, said, weights = vmap(one, in_dims=(0, dims))(clients, told)

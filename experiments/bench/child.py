@@ -17,9 +17,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Self
 
+from clients.engines import ONE_THREAD
 from experiments.bench.spec import Unavailable
 
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 MARK = "FEDKD_BENCH_CHILD"
 _READY, _GO = "ready", "go"
 _GRACE = 30.0  # seconds that a child may take to end
@@ -39,7 +39,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env={**os.environ, **THREADS, "PYTHONPATH": paths, **(env or {}), MARK: self.mark},
+            env={**os.environ, **ONE_THREAD, "PYTHONPATH": paths, **(env or {}), MARK: self.mark},
         )
 
     def __enter__(self) -> Self:

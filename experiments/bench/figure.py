@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -20,11 +18,11 @@ from experiments.report.style import (
     MUTED,
     ORANGE,
     PLATE,
-    RC,
     RED,
     SMALL,
     TINY,
     WIDE,
+    drawing,
     heading,
     panel,
     row_names,
@@ -36,9 +34,7 @@ _NOTE = 0.55
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """Write ``path`` with .svg and .png; equal results give equal files."""
-    with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcdefaults()  # a reader's own matplotlibrc must not show
-        mpl.rcParams.update({**RC, "svg.fonttype": "path"})
+    with drawing(**{"svg.fonttype": "path"}):
         fig = figure(results)
         if fig is None:
             return

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from clients.engines import ONE_THREAD
 from experiments import files
 from experiments.bench import machine
-from experiments.bench.child import THREADS
 from experiments.bench.spec import Settings, Work
 from fedkd.errors import ConfigError
 
@@ -50,7 +50,7 @@ def bench(
     Raises:
         ConfigError: There is no such work, or ``out`` cannot be written.
     """
-    os.environ.update(THREADS)  # for whatever is started from here on
+    os.environ.update(ONE_THREAD)  # for whatever is started from here on
     import torch
 
     from experiments.bench.figure import draw

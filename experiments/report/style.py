@@ -10,7 +10,8 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -135,14 +136,21 @@ def end_labels(ax: Axes, labels: list[tuple[float, str, str]], height: float, li
         )  # fmt: skip
 
 
+@contextmanager
+def drawing(**more: Any) -> Iterator[None]:
+    """Our look for the body's time, whatever a reader's own matplotlibrc says; ``more`` goes on top."""
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()
+        mpl.rcParams.update(RC | more)
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def svg(draw: Callable[[float], Figure | None], slug: str, alt: str) -> str:
     """Draw one figure for wide and for narrow screens and return both as inline SVG; empty if there is none."""
     parts = []
     for name, width in (("wide", WIDE), ("narrow", NARROW)):
-        with mpl.rc_context(), warnings.catch_warnings():
-            mpl.rcdefaults()  # a reader's own matplotlibrc must not show
-            mpl.rcParams.update(RC)
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        with drawing():
             fig = draw(width)
             if fig is None:
                 return ""

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from clients.app import app as our_app
 from clients.client import site
 from clients.engines.loop import Loop
-from clients.engines.ray import Ray, _Cargo, _copied, _unpack, _versions
+from clients.engines.ray import Ray, _Cargo, _copied, _unpack
 from fedkd import wire
 from fedkd.config import Config
 from fedkd.errors import ConfigError
@@ -365,10 +365,10 @@ def test_a_state_that_changed_in_whatever_way_is_sent_home(edit):
             "f": ArrayRecord([np.ones(2)]),
         }
     )
-    before = _versions(state)
-    assert _versions(state) == before
+    before = wire.snapshot(state)
+    assert wire.snapshot(state) == before
     edit(state)
-    assert _versions(state) != before
+    assert wire.snapshot(state) != before
 
 
 def test_homes_are_copied_out_of_the_object_store():

@@ -293,3 +293,22 @@ def test_contents_that_are_not_ours_are_refused(kind):
 def test_a_weight_of_one_element_is_a_scalar():
     content = wire.pack(Knowledge({}, torch.tensor([[3.0]])), {})
     assert wire.unpack(content)[0].weight.shape == ()
+
+
+@pytest.mark.parametrize(
+    "edit", ["a list grows", "a number changes", "a tensor is written to", "a record is new", "none"]
+)
+def test_a_snapshot_sees_every_edit_of_a_state(edit):
+    tensor = torch.zeros(4)
+    state = RecordDict({"m": MetricRecord({"seen": [1, 2], "n": 1}), "w": wire.to_record({"w": tensor})})
+    before = wire.snapshot(state)
+    assert wire.snapshot(state) == before
+    if edit == "a list grows":
+        state.metric_records["m"]["seen"].append(3)
+    elif edit == "a number changes":
+        state.metric_records["m"]["n"] = 2
+    elif edit == "a tensor is written to":
+        state.array_records["w"]["w"].tensor.add_(1)
+    elif edit == "a record is new":
+        state["more"] = MetricRecord({"n": 1})
+    assert (wire.snapshot(state) != before) == (edit != "none")
