@@ -63,7 +63,7 @@ class Site:
     def build(self, client: int, t: int, down: Knowledge, state: RecordDict) -> Turn:
         """Ask the gate, then lay out what the client's half needs."""
         task = self.federation.client_task(client)
-        peer, schema = Peer(client, task.model.name), self.federation.config.method.reply_schema(task)
+        peer, schema = Peer(client, task.model.name), self.federation.config.method.reply_schema(task, down)
         gate = Gate(self.mechanism, self.ledger(state), peer, schema)
         gate.ask()
         return Turn(t, task, self.tensors(client, t, self.personal(client, state)), down, gate)

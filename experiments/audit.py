@@ -88,12 +88,14 @@ class Auditor:
     def _answers(self, x: Tensor) -> list[Released]:
         """What each client would say about the inputs x, as it would leave."""
         config, mechanism = self.site.federation.config, self.site.mechanism
-        if config.method.sends == "nothing":
+        if config.method.sends not in ("logits", "params"):  # nothing in the others answers for any given input
             return []
         answers = []
         for client in self._clients:
             peer = Peer(client, self.site.federation.client_models[client])
             logits = self._speak(client, x)
+            if logits is None:
+                return []
             if config.method.sends == "logits":
                 rng = seeds.generator(config.seed, "audit noise", client=client + 1)
                 answers.append(Released(peer, self.t, mechanism.noise(mechanism.bound(logits), rng), None))
@@ -101,8 +103,11 @@ class Auditor:
                 answers.append(Released(peer, self.t, logits, None))
         return answers
 
-    def _speak(self, client: int, x: Tensor) -> Knowledge:
-        """Logits of the model that answers for the client; where weights are sent, of those of one more round."""
+    def _speak(self, client: int, x: Tensor) -> Knowledge | None:
+        """Logits of the model that answers for the client; where weights are sent, of those of one more round.
+
+        None where what is sent is not a whole model, so that a listener cannot ask it anything.
+        """
         federation, mechanism = self.site.federation, self.site.mechanism
         task = federation.client_task(client)
         personal = self.site.personal(client, self._state(client))
@@ -112,6 +117,8 @@ class Auditor:
             tensors = self.site.tensors(client, self.t + 1, personal)
             _, raw = mechanism.update(federation.config.method, task, tensors, self._down(client))
             model, params = task.model, dict(raw.tensors)
+            if params.keys() != model.schema.keys():
+                return None
         return Knowledge({"logits": model.logits(params, x)})
 
     def _down(self, client: int) -> Knowledge:

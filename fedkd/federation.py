@@ -54,6 +54,7 @@ class Federation:
             models=self.models,
             num_classes=self.dataset.num_classes,
             public_x=self.public_x,
+            rounds=self.config.federation.rounds,
             optimizer=method.descent(),
             fit=fit,
         )
@@ -116,7 +117,7 @@ def build(config: Config) -> Federation:
     source = (dataset.test_x, dataset.test_y) if parts.test_is_official else (dataset.x, dataset.y)
     test_x, test_y = source[0][parts.test], source[1][parts.test]  # type: ignore[index]
     public = dataset.x[parts.public[: data.public]]
-    return Federation(
+    federation = Federation(
         config=config,
         dataset=dataset,
         split=parts,
@@ -128,6 +129,9 @@ def build(config: Config) -> Federation:
         labels=parts.labels(dataset.y),
         device=device,
     )
+    held = np.bincount(federation.labels[parts.train.values], minlength=dataset.num_classes) > 0
+    config.method.check({name: federation.task(name) for name in sorted(set(client_models))}, held)
+    return federation
 
 
 @lru_cache(maxsize=2)

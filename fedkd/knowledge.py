@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -15,12 +17,17 @@ from fedkd.errors import SchemaError
 Params: TypeAlias = dict[str, Tensor]
 """Named tensors: a model's parameters, a server's state."""
 
-Schema: TypeAlias = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""What a receiver expects: name -> (shape, dtype)."""
+Schema: TypeAlias = Mapping[str, tuple[tuple[int | None, ...], torch.dtype]]
+"""What a receiver expects: name -> (shape, dtype); a size of None is the sender's to choose."""
+
+RECORD = "record/"
+"""Prefix of tensors with one row for each record of a client, in its own order, at home and in messages alike.
+
+Engines that stack clients pad them, floats with 0 and integers with -1, and cut the answers to the client's own rows.
+"""
 
 
-def _one() -> Tensor:
-    return torch.ones(())
+_ONE = torch.ones(())  # one for all, so that a broadcast made anew for each client is still seen to be the same
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,22 @@ class Knowledge:
     """
 
     tensors: Mapping[str, Tensor]
-    weight: Tensor = field(default_factory=_one)
+    weight: Tensor = field(default_factory=lambda: _ONE)
 
-    @property
+    def identity(self) -> tuple[int, ...]:
+        """Equal for two knowledges that hold the very same tensors, while one of them lives."""
+        return tuple(map(id, (self.weight, *self.tensors.values())))
+
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the tensors as they would travel, uncompressed and without framing."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    @cached_property
+    def norm(self) -> float:
+        """L2 norm of all tensors together: how much is said. Infinite or NaN if a value is, or if it overflows."""
+        floats = [t if t.is_floating_point() else t.float() for t in self.tensors.values() if t.numel()]
+        return math.hypot(*torch.stack(torch._foreach_norm(floats)).tolist()) if floats else 0.0
 
     def to(self, device: torch.device) -> Knowledge:
         """The same knowledge on a device; itself where it is there already."""
@@ -48,29 +65,32 @@ class Knowledge:
         return Knowledge({name: t.to(device) for name, t in self.tensors.items()}, self.weight.to(device))
 
     def fits(self, schema: Schema, who: str) -> None:
-        """Raise `SchemaError` unless the tensors have exactly the names, shapes and types of ``schema``."""
+        """Raise `SchemaError` unless the tensors have exactly the names, types and shapes of ``schema``."""
         if self.tensors.keys() != schema.keys():
             raise SchemaError(f"{who}: expected tensors {_names(schema)}, got {_names(self.tensors)}")
         for name, (shape, dtype) in schema.items():
             got = self.tensors[name]
-            if tuple(got.shape) != shape or got.dtype != dtype:
+            sizes = tuple(got.shape)
+            right = len(sizes) == len(shape) and all(e in (None, s) for e, s in zip(shape, sizes, strict=True))
+            if not right or got.dtype != dtype:
+                wanted = str(tuple(shape)).replace("None", "any")
                 raise SchemaError(
-                    f"{who}: '{name}' should be {shape} {_dtype(dtype)}, got {tuple(got.shape)} {_dtype(got.dtype)}"
+                    f"{who}: '{name}' should be {wanted} {_dtype(dtype)}, got {sizes} {_dtype(got.dtype)}"
                 )
+        rows = {len(got) for name, got in self.tensors.items() if name.startswith(RECORD)}
+        if len(rows) > 1:
+            raise SchemaError(f"{who}: expected one row for each record in all of '{RECORD}...', got {sorted(rows)}")
 
     def check(self, schema: Schema, who: str) -> None:
         """As `fits`; moreover every value is finite and the weight a positive number."""
         self.fits(schema, who)
-        for name, got in self.tensors.items():
-            if not _finite(got):
-                raise SchemaError(f"{who}: '{name}' holds NaN or infinite values")
-        if not (bool(torch.isfinite(self.weight)) and float(self.weight) > 0):
-            raise SchemaError(f"{who}: the weight should be a positive number, got {float(self.weight)}")
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite; both spoil a sum, and only a sum that overflows needs a closer look."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+        if not math.isfinite(self.norm):  # one pass for all; only where it fails a closer look
+            for name, got in self.tensors.items():
+                if not bool(torch.isfinite(got).all()):
+                    raise SchemaError(f"{who}: '{name}' holds NaN or infinite values")
+        weight = float(self.weight)
+        if not (math.isfinite(weight) and weight > 0):
+            raise SchemaError(f"{who}: the weight should be a positive number, got {weight}")
 
 
 def fingerprint(*parts: Mapping[str, Tensor]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedkd import learn
 from fedkd.knowledge import Knowledge, Params, Schema
-from fedkd.models import Model
 from fedkd.optim import Adam, Optimizer, Sgd
 from fedkd.task import Client, Task
 
@@ -72,7 +71,7 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     evidence: ClassVar[Evidence]
-    sends: ClassVar[Literal["nothing", "logits", "params"]]
+    sends: ClassVar[Literal["nothing", "logits", "params", "features", "prototypes"]]
     needs_public: ClassVar[bool] = False
     needs_each: ClassVar[bool] = False
     same_model: ClassVar[bool] = False
@@ -93,9 +92,17 @@ class Method(BaseModel):
         """A client's minibatches of the ``m`` public inputs in one round (steps, b); none by default."""
         return learn.batches(rng, m, 1, 0)
 
+    def check(self, tasks: Mapping[str, Task], held: np.ndarray) -> None:
+        """Raise `ConfigError` for what cannot work, before round 1.
+
+        Args:
+            tasks: The task as seen with each client architecture, by its name.
+            held: (K,) whether any client holds a training record of the class.
+        """
+
     @abstractmethod
-    def reply_schema(self, task: Task) -> Schema:
-        """Tensors that a client with ``task.model`` sends up."""
+    def reply_schema(self, task: Task, down: Knowledge) -> Schema:
+        """Tensors that a client with ``task.model`` answers to ``down``."""
 
     @abstractmethod
     def server_init(self, task: Task, seed: int) -> Params:
@@ -124,11 +131,6 @@ class Method(BaseModel):
     def student(self, task: Task, server: Params) -> Params | None:
         """The server's own model, with ``task.model``'s architecture, or None where the method has none."""
         return None
-
-
-def param_schema(model: Model) -> Schema:
-    """Schema of a model's parameters."""
-    return {name: (tuple(p.shape), p.dtype) for name, p in model.net.named_parameters()}
 
 
 def logits_schema(task: Task) -> Schema:

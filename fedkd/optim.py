@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from fedkd.knowledge import Params
 
@@ -59,13 +58,9 @@ class Adam:
 
     def step(self, params: Params, grads: Params, state: State, t: int) -> tuple[Params, State]:
         """One step with bias-corrected moments."""
-        m = {k: self.beta1 * v + (1 - self.beta1) * grads[k] for k, v in state["m"].items()}
+        m = {k: torch.lerp(v, grads[k], 1 - self.beta1) for k, v in state["m"].items()}
         v = {k: torch.addcmul(self.beta2 * s, grads[k], grads[k], value=1 - self.beta2) for k, s in state["v"].items()}
-        rate = self.lr / (1 - self.beta1**t)
-        scale: float = (1 - self.beta2**t) ** -0.5
-        new: Params = {k: _adam(p, m[k], v[k], rate, scale, self.eps) for k, p in params.items()}
+        scale = (1 - self.beta2**t) ** 0.5  # both corrections folded into numbers: one pass over the tensors less each
+        rate, eps = self.lr * scale / (1 - self.beta1**t), self.eps * scale
+        new = {k: torch.addcdiv(p, m[k], v[k].sqrt().add_(eps), value=-rate) for k, p in params.items()}
         return new, {"m": m, "v": v}
-
-
-def _adam(p: Tensor, m: Tensor, v: Tensor, rate: float, scale: float, eps: float) -> Tensor:
-    return torch.addcdiv(p, m, v.sqrt() * scale + eps, value=-rate)

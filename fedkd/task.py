@@ -71,6 +71,7 @@ class Task:
         models: Every architecture in the federation, by name.
         num_classes: K.
         public_x: Public unlabelled inputs (m, *shape); m = 0 for methods without a public set.
+        rounds: Rounds of the run.
         optimizer: How `fit` and the other verbs descend.
         fit: How private records are learnt from.
     """
@@ -79,5 +80,6 @@ class Task:
     models: Mapping[str, Model]
     num_classes: int
     public_x: Tensor
+    rounds: int
     optimizer: Optimizer
     fit: Fit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -38,17 +37,15 @@ class Transcript:
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
-        self._seen: dict[tuple[int, ...], tuple[Knowledge, dict[str, tuple[int, ...]], float]] = {}
+        self._seen: dict[tuple[int, ...], tuple[Knowledge, dict[str, tuple[int, ...]]]] = {}
 
     def write(self, t: int, client: int, direction: Literal["up", "down"], knowledge: Knowledge) -> None:
         """Record a message. What is sent to many clients is looked at once."""
-        key = tuple(id(tensor) for tensor in knowledge.tensors.values())
-        if key not in self._seen:
-            shapes = {name: tuple(v.shape) for name, v in knowledge.tensors.items()}
-            norm = math.sqrt(sum(float(v.square().sum()) for v in knowledge.tensors.values()))
-            self._seen[key] = (knowledge, shapes, norm)
-        _, shapes, norm = self._seen[key]
-        self.lines.append(Line(t, client, direction, shapes, knowledge.nbytes, norm))
+        key = knowledge.identity()
+        if key not in self._seen:  # holding it keeps its tensors' identities their own
+            self._seen[key] = knowledge, {name: tuple(v.shape) for name, v in knowledge.tensors.items()}
+        seen, shapes = self._seen[key]
+        self.lines.append(Line(t, client, direction, shapes, seen.nbytes, seen.norm))
 
     def refuse(self, t: int, client: int, reason: str) -> None:
         """Record an answer that was not used."""

@@ -12,6 +12,7 @@ from typing import Any
 import flwr.app
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedkd.errors import SchemaError
@@ -41,6 +42,11 @@ class Array(flwr.app.Array):  # the name is part of Flower's encoding: the other
         self.__dict__["data"] = data
         return data
 
+    def numpy(self) -> NDArray[Any]:
+        """The values, the caller's own; Flower's would write and read bytes."""
+        values: NDArray[Any] = self.__dict__["tensor"].cpu().numpy().copy()
+        return values
+
     def __reduce__(self) -> tuple[type[flwr.app.Array], tuple[str, tuple[int, ...], str, bytes]]:
         return flwr.app.Array, (self.dtype, self.shape, self.stype, self.data)
 
@@ -48,8 +54,8 @@ class Array(flwr.app.Array):  # the name is part of Flower's encoding: the other
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Wrap named tensors, by reference."""
     record = ArrayRecord()  # its constructor would copy every array into Flower's own
-    for name, tensor in tensors.items():
-        record[name] = Array(tensor)
+    # Its __setitem__ evaluates type expressions on each call, which would be a fifth of a round of small clients.
+    record.__dict__["_data"] = {name: Array(tensor) for name, tensor in tensors.items()}
     return record
 
 
@@ -75,8 +81,10 @@ def unpack(content: RecordDict) -> tuple[Knowledge, ConfigRecord]:
         SchemaError: The content was not made by `pack`.
     """
     try:
-        tensors = from_record(content.array_records[KNOWLEDGE])
-        about = content.config_records[ABOUT]
+        record, about = content[KNOWLEDGE], content[ABOUT]  # `array_records` would make a copy first
+        if not (isinstance(record, ArrayRecord) and isinstance(about, ConfigRecord)):
+            raise TypeError(f"{type(record).__name__} and {type(about).__name__}")
+        tensors = from_record(record)
         weight = tensors.pop(WEIGHT)
     except TimeoutError:
         raise

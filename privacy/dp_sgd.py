@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import Tensor
 
 from fedkd import learn
@@ -71,7 +70,7 @@ class DpSgd:
     ) -> Params:
         """Return ``params`` after this round's steps on the client's records, drawn by `draws`."""
         clipped = (PerRecordSum if learn.transformed() else ClippedSum)(task.model, self.clip, loss)
-        params = {name: params[name] for name, _ in task.model.net.named_parameters()}  # the noise is in this order
+        params = {name: params[name] for name in task.model.schema}  # the noise is in this order
         for row, noise in zip(client.draws["poisson"], client.draws["dp_noise"], strict=True):
             total = clipped.of_row(params, client, row)
             pull = learn.gradient(penalty, params) if penalty is not None else None
@@ -86,6 +85,8 @@ class ClippedSum:
     """Sum over records of their clipped gradients, by Opacus ghost clipping: no per-record gradient is kept."""
 
     def __init__(self, model: Model, clip: float, loss: Loss) -> None:
+        from opacus.grad_sample import GradSampleModuleFastGradientClipping  # here, not above: it takes a second
+
         self.loss = loss
         net = copy.deepcopy(model.net)
         self.net = GradSampleModuleFastGradientClipping(

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedkd.knowledge import Knowledge, Params, Schema
-from fedkd.method import Evidence, Method, Peer, Pool, param_schema, size
+from fedkd.method import Evidence, Method, Peer, Pool, size
 from fedkd.task import Client, Penalty, Task
 
 
@@ -21,9 +21,9 @@ class FedAvg(Method):
     sends = "params"
     same_model: ClassVar[bool] = True
 
-    def reply_schema(self, task: Task) -> Schema:
+    def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """All parameters of the shared architecture."""
-        return param_schema(task.model)
+        return task.model.schema
 
     def server_init(self, task: Task, seed: int) -> Params:
         """w_0."""

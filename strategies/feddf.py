@@ -19,7 +19,7 @@ from pydantic import Field
 from fedkd import learn
 from fedkd.knowledge import Knowledge, Params, Schema, nest, pick
 from fedkd.losses import kl
-from fedkd.method import Evidence, Method, Peer, Pool, by_model, param_schema, size
+from fedkd.method import Evidence, Method, Peer, Pool, by_model, size
 from fedkd.optim import Adam
 from fedkd.task import Client, Task
 
@@ -37,9 +37,9 @@ class FedDF(Method):
     fusion_lr: float = Field(1e-3, gt=0, description="learning rate of the fusion (Adam)")
     temperature: float = Field(1.0, gt=0, description="temperature of the KL")
 
-    def reply_schema(self, task: Task) -> Schema:
+    def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """All parameters of the client's own architecture."""
-        return param_schema(task.model)
+        return task.model.schema
 
     def server_init(self, task: Task, seed: int) -> Params:
         """One model for each architecture."""

@@ -44,7 +44,7 @@ class FedMD(Method):
         """The digest's loss."""
         return l1_logits if self.loss == "l1" else kl(self.temperature)
 
-    def reply_schema(self, task: Task) -> Schema:
+    def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """Logits (m, K) of the public inputs."""
         return logits_schema(task)
 

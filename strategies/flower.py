@@ -73,7 +73,9 @@ class KnowledgeStrategy(Strategy):
         self.last = self.config.federation.rounds
         self.accuracy: Accuracy | None = None
         self.scores: dict[int, dict[str, float]] = {}
-        self._nodes: dict[int, int] = {}
+        self._node_of: Callable[[int], int] | None = None
+        self._asked: dict[int, tuple[int, Knowledge]] = {}  # this round's cohort: (node id, what it was told)
+        self._packed_last: tuple[tuple[int, ...], Knowledge, RecordDict] | None = None
 
     def resume(self, t: int, server: Params, ledger: Ledger) -> None:
         """Continue after round ``t``."""
@@ -133,7 +135,13 @@ class KnowledgeStrategy(Strategy):
         if event is not None:
             for client in chosen:
                 self.ledger.ask(client, event)
-        return [self._message(server_round, client, "train", grid) for client in chosen]
+        self._asked, messages = {}, []
+        for client in chosen:
+            knowledge = self._said_to(server_round, client)
+            self.transcript.write(server_round, client, "down", knowledge)
+            messages.append(self._message(server_round, client, "train", knowledge, grid))
+            self._asked[client] = messages[-1].metadata.dst_node_id, knowledge
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -144,7 +152,7 @@ class KnowledgeStrategy(Strategy):
             QuorumError: Fewer usable answers than the quorum; the server's state has not moved.
         """
         released = self._admitted(server_round, replies)
-        needed, asked = self.config.federation.quorum_size(), len(cohort(self.config, server_round))
+        needed, asked = self.config.federation.quorum_size(), len(self._asked)
         if len(released) < needed:
             failures = self.transcript.failures()
             first = f"; client {failures[0].client}: {failures[0].refused}" if failures else ""
@@ -166,8 +174,9 @@ class KnowledgeStrategy(Strategy):
         """Ask clients to score their models: all of them, or this round's cohort."""
         federation = self.config.federation
         everybody = federation.evaluate == "all" or server_round == self.last
-        chosen = range(federation.clients) if everybody else cohort(self.config, server_round)
-        return [self._message(server_round, k, "evaluate", grid) for k in chosen]
+        chosen = range(federation.clients) if everybody else self._asked
+        t = server_round  # evaluation is the simulation's own window, not part of the protocol or its transcript
+        return [self._message(t, client, "evaluate", self._said_to(t, client), grid) for client in chosen]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Means over the clients that answered."""
@@ -193,7 +202,7 @@ class KnowledgeStrategy(Strategy):
     def _finish(self, t: int, scored: bool, seconds: float) -> Round:
         return Round(
             t=t,
-            cohort=len(cohort(self.config, t)),
+            cohort=len(self._asked),
             accuracy=self.accuracy if scored else None,
             bytes_up=self.transcript.bytes("up"),
             bytes_down=self.transcript.bytes("down"),
@@ -215,30 +224,35 @@ class KnowledgeStrategy(Strategy):
             return self.ledger.spent(interval=FINAL_INTERVAL)
         return spent
 
-    def _message(self, t: int, client: int, kind: str, grid: Grid) -> Message:
-        if not self._nodes:
-            self._nodes = roster(grid, self.config.federation.clients)
-        peer = Peer(client, self.federation.client_models[client])
-        knowledge = self.method.send(self.task, self.server, t, peer)
-        if kind == "train":  # evaluation is the simulation's own window, not part of the protocol
-            self.transcript.write(t, client, "down", knowledge)
-        content = wire.pack(knowledge, {"round": t})
-        return Message(content, self._nodes[client], kind, group_id=str(t))
+    def _said_to(self, t: int, client: int) -> Knowledge:
+        return self.method.send(self.task, self.server, t, Peer(client, self.federation.client_models[client]))
+
+    def _message(self, t: int, client: int, kind: str, knowledge: Knowledge, grid: Grid) -> Message:
+        if self._node_of is None:
+            self._node_of = roster(grid, self.config.federation.clients)
+        return Message(self._packed(t, knowledge), self._node_of(client), kind, group_id=str(t))
+
+    def _packed(self, t: int, knowledge: Knowledge) -> RecordDict:
+        """A message's content; a broadcast is packed once, and no Grid lets one client edit another's."""
+        key = t, *knowledge.identity()
+        if self._packed_last is None or self._packed_last[0] != key:
+            self._packed_last = key, knowledge, wire.pack(knowledge, {"round": t})
+        return self._packed_last[2]
 
     def _admitted(self, t: int, replies: Iterable[Message]) -> list[Released]:
         """Usable answers in client order; the others are recorded with the reason."""
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
         released = []
-        for client in cohort(self.config, t):
+        for client, (node, down) in self._asked.items():
             try:
-                released.append(self._admit(t, client, by_node.get(self._nodes[client])))
+                released.append(self._admit(t, client, down, by_node.get(node)))
             except BudgetExhausted:
                 raise
             except FedkdError as error:
                 self.transcript.refuse(t, client, str(error))
         return released
 
-    def _admit(self, t: int, client: int, reply: Message | None) -> Released:
+    def _admit(self, t: int, client: int, down: Knowledge, reply: Message | None) -> Released:
         if reply is None:
             raise SchemaError(f"client {client}, round {t}: no answer")
         if reply.has_error():
@@ -254,7 +268,7 @@ class KnowledgeStrategy(Strategy):
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise SchemaError(f"client {client}, round {t}: the answer does not say what it is ({error})") from error
         expected = Peer(client, self.federation.client_models[client])
-        schema = self.method.reply_schema(self.federation.client_task(client))
+        schema = self.method.reply_schema(self.federation.client_task(client), down)
         promised = self.mechanism.event()
         if event is not None and promised is not None:  # it left, whether or not it is of use
             self.ledger.record(client, t, promised)
@@ -263,14 +277,14 @@ class KnowledgeStrategy(Strategy):
         return released
 
 
-def roster(grid: Grid, clients: int, patience: float = 120.0) -> dict[int, int]:
-    """Node id of each client, learnt by asking; Flower's node ids are random and nodes appear one by one.
+def roster(grid: Grid, clients: int, patience: float = 120.0) -> Callable[[int], int]:
+    """From client to node id, learnt by asking; Flower's node ids are random and nodes appear one by one.
 
     Raises:
         ConfigError: Not the right number of nodes within ``patience`` seconds.
     """
     if isinstance(grid, LocalGrid):
-        return {client: grid.node_of(client) for client in range(clients)}
+        return grid.node_of
     deadline = time.monotonic() + patience
     while len(nodes := list(grid.get_node_ids())) < clients and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -283,4 +297,4 @@ def roster(grid: Grid, clients: int, patience: float = 120.0) -> dict[int, int]:
     found = {int(r.content.config_records[wire.ABOUT]["client"]): r.metadata.src_node_id for r in replies}  # type: ignore[arg-type]
     if sorted(found) != list(range(clients)):
         raise ConfigError(f"expected nodes with partition-id 0 to {clients - 1}, got {sorted(found)}")
-    return found
+    return found.__getitem__

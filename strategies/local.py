@@ -20,7 +20,7 @@ class Local(Method):
     evidence: ClassVar[Evidence] = "baseline"
     sends = "nothing"
 
-    def reply_schema(self, task: Task) -> Schema:
+    def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """Nothing is sent."""
         return {}
 

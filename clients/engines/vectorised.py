@@ -30,7 +30,7 @@ from clients.engines.memory import block_size
 from fedkd import wire
 from fedkd.errors import ConfigError
 from fedkd.grid import failure
-from fedkd.knowledge import Knowledge, Params
+from fedkd.knowledge import RECORD, Knowledge, Params
 from fedkd.task import Client
 
 TRAIN = "train"
@@ -245,11 +245,15 @@ def _alike(ready: Sequence[_Ready]) -> list[list[_Ready]]:
     parts: dict[object, list[_Ready]] = {}
     for job, turn in ready:
         client = turn.client
-        kept = sorted((name, t.shape, t.dtype) for name, t in client.personal.items())
-        told = sorted((name, t.shape, t.dtype) for name, t in turn.down.tensors.items())
+        kept = sorted((name, _size(name, t), t.dtype) for name, t in client.personal.items())
+        told = sorted((name, _size(name, t), t.dtype) for name, t in turn.down.tensors.items())
         drawn = sorted((name, t.dim(), t.dtype) for name, t in client.draws.items())
         parts.setdefault(str((kept, told, drawn)), []).append((job, turn))
     return list(parts.values())
+
+
+def _size(name: str, tensor: Tensor) -> torch.Size:
+    return tensor.shape[1:] if name.startswith(RECORD) else tensor.shape  # the former are padded
 
 
 # --- One block --------------------------------------------------------------------------------------------------------
@@ -269,12 +273,16 @@ def _update(here: Site, turns: Sequence[Turn]) -> list[tuple[Params, Knowledge]]
     with torch.no_grad(), warnings.catch_warnings():  # what needs a gradient takes it by torch.func
         warnings.filterwarnings("error", message=_SLOW)  # a loop in disguise: the loop engine is better at it
         homes, said, weights = vmap(one, in_dims=(0, dims))(clients, told)
-    return [(_row(homes, k), Knowledge(_row(said, k), weights[k].clone())) for k in range(len(turns))]
+    sizes = [len(turn.client.y) for turn in turns]
+    return [(_row(homes, k, n), Knowledge(_row(said, k, n), weights[k].clone())) for k, n in enumerate(sizes)]
 
 
-def _row(stacked: Mapping[str, Tensor], k: int) -> Params:
+def _row(stacked: Mapping[str, Tensor], k: int, records: int) -> Params:
     """One client's tensors, as their own memory: a view would keep the whole block's alive."""
-    return {name: tensor[k].clone() for name, tensor in stacked.items()}
+    return {
+        name: (tensor[k, :records] if name.startswith(RECORD) else tensor[k]).clone()
+        for name, tensor in stacked.items()
+    }
 
 
 def stack(clients: Sequence[Client]) -> Client:
@@ -285,16 +293,19 @@ def stack(clients: Sequence[Client]) -> Client:
         y=_pad([c.y for c in clients], -1),
         order=_pad([c.order for c in clients], -1),
         public_order=_pad([c.public_order for c in clients], -1),
-        draws={
-            name: _pad([c.draws[name] for c in clients], 0 if like.is_floating_point() else -1)
-            for name, like in first.draws.items()
-        },
-        personal={name: torch.stack([c.personal[name] for c in clients]) for name in first.personal},
+        draws={name: _pad([c.draws[name] for c in clients]) for name in first.draws},
+        personal=_stacked([c.personal for c in clients]),
     )
 
 
-def _pad(tensors: Sequence[Tensor], fill: int) -> Tensor:
+def _stacked(each: Sequence[Mapping[str, Tensor]]) -> Params:
+    return {name: _pad([tensors[name] for tensors in each]) for name in each[0]}
+
+
+def _pad(tensors: Sequence[Tensor], fill: int | None = None) -> Tensor:
+    """Stack, padded to the largest; without a ``fill`` floats get 0 and integers -1."""
     shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+    fill = (0 if tensors[0].is_floating_point() else -1) if fill is None else fill
     out = tensors[0].new_full((len(tensors), *shape), fill)
     for row, tensor in zip(out, tensors, strict=True):
         row[tuple(slice(size) for size in tensor.shape)] = tensor
@@ -307,7 +318,7 @@ def _broadcast(each: Sequence[Mapping[str, Tensor]]) -> tuple[Params, dict[str, 
     dims: dict[str, int | None] = {}
     for name, first in each[0].items():
         shared = all(_same(first, tensors[name]) for tensors in each)
-        out[name] = first if shared else torch.stack([tensors[name] for tensors in each])
+        out[name] = first if shared else _pad([tensors[name] for tensors in each])
         dims[name] = None if shared else 0
     return out, dims
 

@@ -54,7 +54,7 @@ class Echo(Method):
     sends = "params"
     numbers: int = 10
 
-    def reply_schema(self, task: Task) -> Schema:
+    def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """One array."""
         return {"w": ((self.numbers,), torch.float32)}
 

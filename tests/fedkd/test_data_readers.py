@@ -170,7 +170,7 @@ def test_idx(tmp_path, zipped, test, sep):
         ("train-images-idx3-ubyte", b"\0\0\x08\x03" + bytes(4), "header"),
         ("train-images-idx3-ubyte", struct.pack(">HBB3I", 0, 8, 3, 6, 5, 4) + bytes(119), r"\(6, 5, 4\) bytes"),
         ("train-images-idx3-ubyte", struct.pack(">HBB3I", 0, 8, 3, *[2**32 - 1] * 3), "after the header"),
-        ("train-images-idx3-ubyte", gzip.compress(bytes(100))[:-9], "IDX file"),
+        ("train-images-idx3-ubyte", gzip.compress(bytes(100), mtime=0)[:-9], "IDX file"),
         ("train-labels-idx1-ubyte", struct.pack(">HBBI", 0, 8, 1, 2) + bytes(2), "6 labels"),
     ],
 )

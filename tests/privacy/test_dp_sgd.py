@@ -245,7 +245,7 @@ def test_a_round_costs_what_its_steps_cost():
 
 def task(name: str) -> Task:
     model = build(name, SHAPE, 10)
-    return Task(model, {name: model}, 10, torch.empty((0, *SHAPE)), Adam(1.0), learn.fit)
+    return Task(model, {name: model}, 10, torch.empty((0, *SHAPE)), 1, Adam(1.0), learn.fit)
 
 
 def client(dp: DpSgd, count: int, name: str, seed: int = 0) -> Client:
