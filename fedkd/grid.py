@@ -90,7 +90,7 @@ class LocalGrid(Grid):
             run_id=RUN_ID,
             node_id=self.node_of(client),
             node_config={"partition-id": client, "num-partitions": self.clients},
-            state=RecordDict({name: record.copy() for name, record in home.items()}),
+            state=wire.own(home),
             run_config=dict(self.run_config),
         )
 
@@ -175,7 +175,6 @@ class LocalGrid(Grid):
         """
         if message.has_error():
             return message
-        content = RecordDict({name: record.copy() for name, record in message.content.items()})
         copy = Message.__new__(Message)
-        copy.__dict__.update(message.__dict__, _content=content)
+        copy.__dict__.update(message.__dict__, _content=wire.own(message.content))
         return copy

@@ -6,45 +6,107 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedkd.models import Model
+
+BINS = 15
+"""Equal-width bins of confidence, (0, 1/15] to (14/15, 1], as in Guo et al., ICML 2017."""
 
 
 def accuracy(model: Model, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> float:
     """Share of inputs x (n, *shape) whose largest logit is at the label y (n,); 0 for an empty set."""
     if not len(y):
         return 0.0
-    return float((model.logits(params, x).argmax(-1) == y).double().mean())
+    return _share(_right(model.logits(params, x), y))
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one test set.
+
+    Attributes:
+        accuracy: Share correct; 0 for an empty set.
+        gaps: In each of `BINS` bins the sum of (confidence - correct), confidence being the largest probability.
+        tests: Size of the test set.
+    """
+
+    accuracy: float
+    gaps: tuple[float, ...]
+    tests: int
+
+
+def score(model: Model, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Score:
+    """As `accuracy`, with what the calibration error needs, in one pass over the inputs.
+
+    Where a diverged model's logits give no probabilities, it counts as certain: that cannot make it look calibrated.
+    """
+    if not len(y):
+        return Score(0.0, (0.0,) * BINS, 0)
+    logits = model.logits(params, x)
+    right = _right(logits, y)
+    confidence = torch.nan_to_num(logits.double().softmax(-1).amax(-1), nan=1.0).cpu().numpy()
+    place = np.searchsorted(np.arange(1, BINS) / BINS, confidence)  # edges belong to the bin below
+    gaps = np.bincount(place, confidence - right.double().cpu().numpy(), minlength=BINS)
+    return Score(_share(right), tuple(gaps.tolist()), len(y))
+
+
+def calibration_error(scores: Sequence[Score]) -> float | None:
+    """Expected calibration error over all test samples together (Naeini et al., AAAI 2015); None without any.
+
+    Within a bin, one client's overconfidence can make up for another's doubt.
+    """
+    tests = sum(one.tests for one in scores)
+    gaps = np.sum([one.gaps for one in scores], axis=0)
+    return float(np.abs(gaps).sum()) / tests if tests else None
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy over clients, in [0, 1].
+    """Accuracy and calibration over clients, in [0, 1].
 
     Attributes:
         balanced_mean: Mean over clients of each client's model on the balanced global test set.
         personal_mean: Mean over clients of each client's model on its own test split.
         personal_std: Population standard deviation of the latter: fairness.
         personal_worst10: Mean of its lowest tenth (at least one client).
+        personal_ece: Calibration error of the clients' models on their own test splits, pooled; None if all are empty.
         global_: The server's own model on the balanced global test; None where there is none.
+        global_ece: Its calibration error there.
     """
 
     balanced_mean: float
     personal_mean: float
     personal_std: float
     personal_worst10: float
+    personal_ece: float | None
     global_: float | None
+    global_ece: float | None
 
     def to_json(self) -> dict[str, float | None]:
         """As in metrics.jsonl and summary.json."""
-        raw = asdict(self)
-        raw["global"] = raw.pop("global_")
-        return raw
+        return {name.rstrip("_"): value for name, value in asdict(self).items()}
 
 
-def over_clients(balanced: Sequence[float], personal: Sequence[float], server: float | None) -> Accuracy:
-    """Summarise the clients' accuracies."""
-    own = np.sort(np.asarray(personal, dtype=float))
+def over_clients(balanced: Sequence[float], personal: Sequence[Score], server: Score | None) -> Accuracy:
+    """Summarise the clients' scores, and the server's own model's."""
+    own = np.sort([one.accuracy for one in personal])
     worst = own[: max(1, len(own) // 10)]
-    return Accuracy(float(np.mean(balanced)), float(own.mean()), float(own.std()), float(worst.mean()), server)
+    return Accuracy(
+        balanced_mean=float(np.mean(balanced)),
+        personal_mean=float(own.mean()),
+        personal_std=float(own.std()),
+        personal_worst10=float(worst.mean()),
+        personal_ece=calibration_error(personal),
+        global_=None if server is None else server.accuracy,
+        global_ece=None if server is None else calibration_error([server]),
+    )
+
+
+def _right(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.argmax(-1) == y
+
+
+def _share(right: Tensor) -> float:
+    return float(right.double().mean())

@@ -6,8 +6,10 @@ No generator is shared, so the numbers do not depend on the engine, the order of
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 
 def generator(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.random.Generator:
@@ -26,4 +28,15 @@ def generator(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.ra
     """
     label = f"{seed}/{purpose}/{round}/{client}".encode()
     key = np.frombuffer(hashlib.sha256(label).digest()[:16], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+    return np.random.Generator(np.random.Philox(_Key(key)))  # type: ignore[arg-type]
+
+
+class _Key(ISeedSequence):
+    """A key as it is: ``Philox(key=...)`` is the same, but first asks the system for entropy that it does not use."""
+
+    def __init__(self, key: np.ndarray) -> None:
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        """The key, for Philox asks for two words of 64 bits."""
+        return self.key

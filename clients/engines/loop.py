@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 
+from fedkd import wire
 from fedkd.grid import failure
 
 App = Callable[[Message, Context], Message]
@@ -43,7 +44,7 @@ class Loop:
             yield self._answer(message, context)
 
     def _answer(self, message: Message, context: Context) -> Message:
-        before = RecordDict({name: record.copy() for name, record in context.state.items()})
+        before = wire.own(context.state)
         start = time.monotonic()
         try:
             with deadline(self.timeout):
