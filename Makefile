@@ -9,11 +9,12 @@ READY := .venv/.ready
 run: $(READY)
 	$(BIN)/fedkd run experiments/conf/main.toml
 
-test: $(READY)
-	$(BIN)/python -m pytest
+# Tests that start processes of their own, and wait for them, get the machine to themselves.
+test: fast
+	$(BIN)/python -m pytest -m "slow or integration"
 
 fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not integration"
+	$(BIN)/python -m pytest -m "not slow and not integration" -n logical --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ from fedkd import learn, seeds, wire
 from fedkd.federation import Federation
 from fedkd.knowledge import Knowledge, Params
 from fedkd.method import Peer
-from fedkd.metrics import accuracy
+from fedkd.metrics import accuracy, score
 from fedkd.task import Client, Task
 from privacy import mechanisms
 from privacy.gate import Gate, Released
@@ -84,16 +84,18 @@ class Site:
             state[LEDGER] = ledger
         return released
 
-    def evaluate(self, client: int, down: Knowledge, state: RecordDict) -> dict[str, float]:
-        """Accuracy of the client's model on the balanced global test and on the client's own test split."""
+    def evaluate(self, client: int, down: Knowledge, state: RecordDict) -> dict[str, float | int | list[float]]:
+        """The client's model on the balanced global test (accuracy) and on its own test split (all of a `Score`)."""
         federation = self.federation
         task = federation.client_task(client)
         home = self.mechanism.home(self.personal(client, state))
         params = federation.config.method.judged(down.to(self.federation.device), home)
-        x, y = federation.own_test_set(client)
+        own = score(task.model, params, *federation.own_test_set(client))
         return {
             "balanced": accuracy(task.model, params, federation.test_x, federation.test_y),
-            "personal": accuracy(task.model, params, x, y),
+            "personal": own.accuracy,
+            "gaps": list(own.gaps),
+            "tests": own.tests,
         }
 
     def personal(self, client: int, state: RecordDict) -> Params:

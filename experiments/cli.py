@@ -46,6 +46,10 @@ def run(
     All keys: `fedkd list keys`. Exit code 0: finished; 1: could not go on; 2: bad input, nothing written.
     """
     with _errors():
+        if engine in ("pool", "auto"):
+            from clients.engines.nursery import Nursery
+
+            Nursery.ahead()  # its imports run beside ours
         from rich.console import Console
 
         from experiments.report import render
@@ -208,29 +212,36 @@ def compare(
         list[str] | None, typer.Option(help="Metric, once for each one wanted: `balanced`; default all there are.")
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Only runs of this configuration: `data.alpha=0.3`.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC=VALUE", help="Rounds and bytes until then, once or more: `personal=0.8`."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Directory; default the sweep's own, else `runs/compare`.")
     ] = None,
 ) -> None:
-    """Compare sweeps and runs, paired by seed: a table, `compare.json`, `compare.svg`, `.png`, `compare-curves.svg`.
+    """Compare sweeps and runs, paired by seed: tables, `compare.json`, and figures as `.svg` and `.png`.
 
-    Differences to the baseline have 95 % intervals (Student's t over the pairs) and Holm-corrected p-values.
+    `compare` shows the metrics, `-curves` accuracy by round, `-bytes` by bytes sent, `-clients` every client's, and
+    `-targets` what `--target` asks. Differences to the baseline have 95 % intervals (Student's t over the pairs) and
+    Holm-corrected p-values.
     """
     with _errors():
         from rich.console import Console
 
-        from experiments.compare import STATISTICS
         from experiments.compare import compare as work_out
         from experiments.compare_files import default_place, write
-        from experiments.compare_table import table
+        from experiments.compare_table import table, targets_table
         from experiments.conditions import read
 
         conditions, unfinished = read(directories, where or [])
-        found = work_out(conditions, baseline, metric or [], unfinished)
+        found = work_out(conditions, baseline, metric or [], unfinished, target or [])
         written = write(found, output or default_place(directories))
         console = Console(width=None if sys.stdout.isatty() else 140)
         console.print(table(found))
-        for line in (STATISTICS, *(f"note: {note}" for note in found.notes)):
+        if found.targets:
+            console.print(targets_table(found))
+        for line in (found.statistics, *(f"note: {note}" for note in found.notes)):
             console.print(line, style="dim", highlight=False, markup=False)
         typer.echo("written: " + " ".join(map(str, written)), err=True)
 
@@ -264,59 +275,13 @@ def bench(
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="methods|datasets|models|mechanisms|keys", help="What to list.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:
-    """List what there is, one line each."""
+    """List what there is, one line each; of methods also what they exchange and need."""
     with _errors():
-        from fedkd.errors import ConfigError
+        from experiments.listing import text
 
-        listers = {
-            "methods": _methods,
-            "datasets": _datasets,
-            "models": _models,
-            "mechanisms": _mechanisms,
-            "keys": _keys,
-        }
-        if what not in listers:
-            raise ConfigError(f"list: expected one of {', '.join(listers)}, got '{what}'")
-        rows = list(listers[what]())
-        width = max(len(name) for name, _ in rows)
-        for name, about in rows:
-            typer.echo(f"{name.ljust(width)}  {about}")
-
-
-def _methods() -> Iterator[tuple[str, str]]:
-    from fedkd.registry import METHODS, method_class
-
-    for name, (_, about) in METHODS.items():
-        yield name, f"{about} [{method_class(name).evidence}]"
-
-
-def _datasets() -> Iterator[tuple[str, str]]:
-    from fedkd.data.datasets import DATASETS
-
-    for name, source in DATASETS.items():
-        yield name, source.description
-
-
-def _models() -> Iterator[tuple[str, str]]:
-    from fedkd.models import MODELS
-
-    for name, (_, about) in MODELS.items():
-        yield name, about
-
-
-def _mechanisms() -> Iterator[tuple[str, str]]:
-    from privacy.mechanisms import ABOUT
-
-    yield from ABOUT.items()
-
-
-def _keys() -> Iterator[tuple[str, str]]:
-    from fedkd.config import describe
-
-    for section, keys in describe().items():
-        for name, (about, default) in keys.items():
-            yield f"{section}.{name}", f"{about} (default {default!r})" if about else f"(default {default!r})"
+        typer.echo(text(what, markdown))
 
 
 def _compared(place: Path) -> dict[str, Any]:

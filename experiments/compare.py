@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from statistics import fmean, stdev
 from typing import Any
 
 from scipy import stats
 
+from experiments.compare_targets import TARGETS, Reached, Target, doubts, parse, reached
 from experiments.conditions import LOCAL, METRICS, Condition, Metric, check_pairs
 from fedkd.errors import ConfigError
 from fedkd.registry import near
@@ -65,6 +66,8 @@ class Comparison:
         spreads: By label and metric.
         differences: By label and metric; the baseline has none.
         notes: What a reader has to know besides.
+        targets: What it was asked when the runs reached.
+        reached: By label and target.
     """
 
     conditions: Sequence[Condition]
@@ -73,14 +76,22 @@ class Comparison:
     spreads: Mapping[tuple[str, str], Spread]
     differences: Mapping[tuple[str, str], Difference]
     notes: Sequence[str]
+    targets: Sequence[Target] = ()
+    reached: Mapping[tuple[str, str], Reached] = field(default_factory=dict)
+
+    @property
+    def statistics(self) -> str:
+        """How the numbers were worked out."""
+        return f"{STATISTICS} {TARGETS}" if self.targets else STATISTICS
 
     def to_json(self) -> dict[str, Any]:
         """As in compare.json; equal runs give equal bytes, wherever they are."""
         return {
             "baseline": self.baseline.label,
-            "statistics": STATISTICS,
+            "statistics": self.statistics,
             "notes": list(self.notes),
             "metrics": {m.name: {"title": m.title, "unit": m.unit, "better": m.better} for m in self.metrics},
+            "targets": {target.name: target.to_json() for target in self.targets},
             "conditions": [self._condition(condition) for condition in self.conditions],
             "versions": _all(self.conditions, "versions") | {"scipy": [version("scipy")]},
             "machines": sorted({str(r.summary.get("machine")) for c in self.conditions for r in c.runs.values()}),
@@ -98,6 +109,7 @@ class Comparison:
             },
             "values": {name: _plain(self.spreads[key]) for name, key in named},
             "differences": {name: _plain(self.differences[key]) for name, key in named if key in self.differences},
+            "reached": {t.name: self.reached[condition.label, t.name].to_json() for t in self.targets},
         }
 
 
@@ -106,6 +118,7 @@ def compare(
     baseline: str | None = None,
     metrics: Sequence[str] = (),
     unfinished: Sequence[str] = (),
+    targets: Sequence[str] = (),
 ) -> Comparison:
     """Work out a comparison.
 
@@ -114,9 +127,10 @@ def compare(
         baseline: Label; default the first condition that trains alone, else the first.
         metrics: Names of `METRICS`; default all that some run has.
         unfinished: Runs that are left out, for the notes.
+        targets: ``metric=value``: when did the runs first reach it?
 
     Raises:
-        ConfigError: An unknown name, or conditions whose clients hold different records.
+        ConfigError: An unknown name or no target, or conditions whose clients hold different records.
     """
     check_pairs(conditions)
     base = _baseline(conditions, baseline)
@@ -131,8 +145,10 @@ def compare(
         found = [paired(condition.values(metric), base.values(metric)) for condition in others]
         for condition, difference in zip(others, holm(found), strict=True):
             differences[condition.label, metric.name] = difference
-    notes = list(_notes(conditions, base, unfinished))
-    return Comparison(conditions, base, wanted, spreads, differences, notes)
+    aims = [parse(text) for text in dict.fromkeys(targets)]
+    when = {(c.label, aim.name): reached(c, aim) for c in conditions for aim in aims}
+    notes = [*_notes(conditions, base, unfinished), *(doubts(conditions) if aims else [])]
+    return Comparison(conditions, base, wanted, spreads, differences, notes, aims, when)
 
 
 def spread(values: Mapping[int, float]) -> Spread:

@@ -1,17 +1,15 @@
-"""The figures of a comparison: values and paired differences, and accuracy over rounds."""
+"""The main figure of a comparison: values and paired differences."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable
-from statistics import fmean, stdev
+from collections.abc import Sequence
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import files
 from experiments.compare import LEVEL, Comparison, Difference
 from experiments.compare_table import (
     POINTS,
@@ -23,52 +21,11 @@ from experiments.compare_table import (
     signed,
 )
 from experiments.conditions import Condition, Metric
-from experiments.report.figures import rounds_axis
-from experiments.report.style import (
-    BLUE,
-    GREEN,
-    INK,
-    MUTED,
-    ORANGE,
-    PLATE,
-    PURPLE,
-    RED,
-    SKY,
-    SMALL,
-    TINY,
-    apart,
-    drawing,
-    heading,
-    panel,
-    row_names,
-)
-from experiments.report.values import number, short, small
+from experiments.report.style import BLUE, INK, MUTED, ORANGE, PLATE, RED, SMALL, TINY, heading, panel, row_names
+from experiments.report.values import short, small
 
 ROW, VALUES, GAP, MOVES, TEXT = 0.3, 2.6, 0.4, 2.2, 1.75  # inches
 LETTER, LONGEST = 0.072, 64  # inches; letters of a name
-PLOT, LINE = 5.1, 0.165  # inches
-MOST_PIXELS = 60_000  # a side; matplotlib draws no more
-STYLES = [
-    (colour, marker, line)
-    for line in ("-", "--", ":")
-    for colour, marker in ((BLUE, "o"), (RED, "^"), (GREEN, "D"), (PURPLE, "v"), (SKY, "P"), (INK, "X"))
-]
-
-
-def saved(draw: Callable[[], Figure | None], *formats: str) -> list[bytes]:
-    """A figure in each format; equal figures give equal bytes. Nothing when there is no figure."""
-    with drawing():
-        figure = draw()
-        if figure is None:
-            return []
-        parts = []
-        for kind in formats:
-            buffer = io.BytesIO()
-            about = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-            dpi = min(160.0, MOST_PIXELS / max(figure.get_size_inches()))
-            figure.savefig(buffer, format=kind, facecolor=PLATE, dpi=dpi, metadata=about)
-            parts.append(buffer.getvalue())
-    return parts
 
 
 def comparison_figure(found: Comparison) -> Figure | None:
@@ -78,10 +35,16 @@ def comparison_figure(found: Comparison) -> Figure | None:
         return None
     high = ROW * len(found.conditions) + 0.06
     block = high + 0.98
-    rows = [short(name, LONGEST) for name in names([c.label for c in found.conditions])]
-    left = max(1.3, LETTER * max(map(len, rows)) + 0.25)
+    rows, left = row_labels(found)
     figure = Figure(figsize=(left + VALUES + GAP + MOVES + TEXT, block * len(metrics) + 0.5))
-    _key(figure, found)
+    key(figure, [
+        ("s", ORANGE, PLATE, "run of the baseline"),
+        ("o", BLUE, BLUE, "run (one a seed)"),
+        ("|", INK, INK, "mean"),
+        ("D", BLUE, BLUE, "better (Holm p < 0.05)"),
+        ("D", RED, RED, "worse"),
+        ("D", MUTED, PLATE, "undecided; 95 % intervals"),
+    ])  # fmt: skip
     for i, metric in enumerate(metrics):
         top = 0.92 + i * block
         scale, unit = scale_of(metric, largest(found, metric))
@@ -107,12 +70,18 @@ def comparison_figure(found: Comparison) -> Figure | None:
     return figure
 
 
+def row_labels(found: Comparison) -> tuple[list[str], float]:
+    """A short name for each condition, and where the panel beside them begins, in inches."""
+    rows = [short(name, LONGEST) for name in names([c.label for c in found.conditions])]
+    return rows, max(1.3, LETTER * max(map(len, rows)) + 0.25)
+
+
 def _finite(found: Comparison, condition: Condition, metric: Metric) -> dict[int, float]:
     values = found.spreads[condition.label, metric.name].values
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
 
-def _offsets(found: Comparison) -> dict[int, float]:
+def offsets(found: Comparison) -> dict[int, float]:
     """A height within the row for each seed: the same in all rows, so that pairs can be followed."""
     seeds = sorted({seed for condition in found.conditions for seed in condition.seeds})
     step = 0.42 / max(1, len(seeds) - 1)
@@ -121,7 +90,7 @@ def _offsets(found: Comparison) -> dict[int, float]:
 
 def _values(ax: Axes, found: Comparison, metric: Metric, scale: float) -> None:
     """The runs, and each condition's mean as an upright stroke."""
-    height = _offsets(found)
+    height = offsets(found)
     for y, condition in enumerate(found.conditions):
         values = _finite(found, condition, metric)
         base = condition is found.baseline
@@ -142,7 +111,7 @@ def _values(ax: Axes, found: Comparison, metric: Metric, scale: float) -> None:
 
 def _moves(ax: Axes, found: Comparison, metric: Metric, scale: float) -> None:
     """The differences of the pairs, their mean and its interval, and both as numbers."""
-    height, factor = _offsets(found), POINTS if metric.unit == "fraction" else 1 / scale
+    height, factor = offsets(found), POINTS if metric.unit == "fraction" else 1 / scale
     ax.axvline(0, color=ORANGE, linewidth=1.2, linestyle="--", zorder=1)
     for y, condition in enumerate(found.conditions):
         if condition is found.baseline:
@@ -181,113 +150,17 @@ def verdict(d: Difference, better: int) -> tuple[str, str]:
     return colour, colour
 
 
-def _key(figure: Figure, found: Comparison) -> None:
-    """What the marks mean, in one line at the top."""
+def key(figure: Figure, marks: Sequence[tuple[str, str, str, str]]) -> None:
+    """What the marks mean, in one line at the top; each is marker, edge, face and text."""
     width, height = figure.get_size_inches()
     ax = figure.add_axes((0, 1 - 0.32 / height, 1, 0.24 / height))
     ax.set_axis_off()
     ax.set_xlim(0, width)
     ax.set_ylim(0, 1)
     at = 0.09
-    for mark, edge, face, text in (
-        ("s", ORANGE, PLATE, "run of the baseline"),
-        ("o", BLUE, BLUE, "run (one a seed)"),
-        ("|", INK, INK, "mean"),
-        ("D", BLUE, BLUE, "better (Holm p < 0.05)"),
-        ("D", RED, RED, "worse"),
-        ("D", MUTED, PLATE, "undecided; 95 % intervals"),
-    ):
+    for mark, edge, face, text in marks:
         ax.plot(
             at, 0.5, mark, color=edge, markerfacecolor=face, markersize=5 if mark != "|" else 9, markeredgewidth=1.4
         )
         ax.text(at + 0.1, 0.5, text, va="center", color=MUTED, size=SMALL)
         at += 0.36 + 0.068 * len(text)
-
-
-def curve(condition: Condition, key: str) -> dict[int, list[float]]:
-    """Values by round, of the rounds that all seeds have."""
-    found: dict[int, list[float]] = {}
-    for seed in condition.seeds:
-        for line in files.read_lines(condition.runs[seed].place / files.METRICS):
-            value = number((line.get("accuracy") or {}).get(key))
-            if value is not None:
-                found.setdefault(int(line["round"]), []).append(value)
-    return {at: values for at, values in sorted(found.items()) if len(values) == len(condition.runs)}
-
-
-def curves_figure(found: Comparison) -> Figure | None:
-    """Balanced accuracy and the server's model by round: mean over seeds, one standard deviation around it."""
-    panels = []
-    for title, key in (("Balanced accuracy", "balanced_mean"), ("Server's model", "global")):
-        drawn = [(condition, curve(condition, key)) for condition in found.conditions]
-        if any(points for _, points in drawn):
-            panels.append((title, [(condition, points) for condition, points in drawn if points]))
-    if not panels:
-        return None
-    high = max(2.4, LINE * len(found.conditions) + 0.1)
-    labels = [condition.label for condition in found.conditions]
-    brief = {label: short(name, LONGEST) for label, name in zip(labels, names(labels), strict=True)}
-    width = 0.6 + PLOT + 0.9 + LETTER * max(map(len, brief.values()))
-    figure = Figure(figsize=(width, len(panels) * (high + 1.15)))
-    styles = _styles(found)
-    for i, (title, drawn) in enumerate(panels):
-        top = 0.6 + i * (high + 1.15)
-        several = any(len(condition.seeds) > 1 for condition, _ in drawn)
-        heading(figure, 0.05, top - 0.5, title, "mean over seeds ± one standard deviation" if several else "one seed")
-        ax = panel(figure, 0.6, top, PLOT, high)
-        ends = [_line(ax, points, *styles[condition.label], min(0.1, 0.6 / len(drawn))) for condition, points in drawn]
-        rounds_axis(ax, [at for _, points in drawn for at in points])
-        ax.set_ylabel("accuracy (fraction correct)")
-        texts = [f"{brief[condition.label]} {end:.3f}" for (condition, _), end in zip(drawn, ends, strict=True)]
-        _ends(ax, ends, texts, [styles[condition.label] for condition, _ in drawn], high)
-    return figure
-
-
-def _styles(found: Comparison) -> dict[str, tuple[str, str, str]]:
-    """Colour, marker and line of each condition; the baseline's are always the same."""
-    others = [condition.label for condition in found.conditions if condition is not found.baseline]
-    styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(others)}
-    return styles | {found.baseline.label: (ORANGE, "s", "--")}
-
-
-def _line(ax: Axes, points: dict[int, list[float]], colour: str, marker: str, line: str, alpha: float) -> float:
-    """One condition; returns where it ends."""
-    at, means = list(points), [fmean(values) for values in points.values()]
-    spreads = [stdev(values) if len(values) > 1 else 0.0 for values in points.values()]
-    low = [m - s for m, s in zip(means, spreads, strict=True)]
-    high = [m + s for m, s in zip(means, spreads, strict=True)]
-    ax.fill_between(at, low, high, color=colour, alpha=alpha, linewidth=0)
-    ax.plot(at, means, line, marker=marker, color=colour, markersize=4.2, markeredgewidth=0,
-            markevery=max(1, len(at) // 10))  # fmt: skip
-    return means[-1]
-
-
-def _ends(ax: Axes, ends: list[float], texts: list[str], styles: list[tuple[str, str, str]], height: float) -> None:
-    """Name the lines at their right ends, each beside a sample of itself."""
-    low, high = ax.get_ylim()
-    spots = inside(apart(ends, gap := LINE * (high - low) / height), gap, low, high)
-    for text, spot, (colour, marker, line) in zip(texts, spots, styles, strict=True):
-        trans = ax.get_yaxis_transform()
-        ax.plot([1.02, 1.075], [spot, spot], line, color=colour, transform=trans, clip_on=False)
-        ax.plot(1.0475, spot, marker, color=colour, markersize=4.2, markeredgewidth=0, transform=trans, clip_on=False)
-        ax.annotate(text, (1.085, spot), xycoords=("axes fraction", "data"), va="center", size=SMALL, color=INK,
-                    annotation_clip=False)  # fmt: skip
-    ax.set_ylim(low, high)
-
-
-def inside(spots: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Spots that are `gap` apart, pushed between two limits if there is room for them."""
-    order = sorted(range(len(spots)), key=lambda i: spots[i])
-    moved = list(spots)
-    for place, i in enumerate(reversed(order)):
-        moved[i] = min(moved[i], high - gap * place)
-    for place, i in enumerate(order):
-        moved[i] = max(moved[i], low + gap * place)
-    return moved
-
-
-def pictures(found: Comparison) -> dict[str, bytes]:
-    """The files of a comparison's figures, by name."""
-    both = zip(("compare.svg", "compare.png"), saved(lambda: comparison_figure(found), "svg", "png"), strict=False)
-    curves = zip(("compare-curves.svg",), saved(lambda: curves_figure(found), "svg"), strict=False)
-    return {**dict(both), **dict(curves)}

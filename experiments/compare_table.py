@@ -1,15 +1,16 @@
-"""The table of a comparison, and the one way its numbers are written."""
+"""The tables of a comparison, and the one way its numbers are written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from experiments.compare import Comparison, Difference, Spread
+from experiments.compare_targets import Reached, middle
 from experiments.conditions import Metric
-from experiments.report.values import DASH, epsilon, small, unit_of
+from experiments.report.values import DASH, epsilon, size, small, unit_of
 
 POINTS = 100.0
 
@@ -33,6 +34,39 @@ def table(comparison: Comparison) -> Table:
             grid.add_row(label, str(len(found.values)), spread_cell(metric, found, scale), *cells)
         grid.add_section()
     return grid
+
+
+def targets_table(comparison: Comparison) -> Table:
+    """One block a target, one line a condition: how many runs reached it, in how many rounds, with how many bytes."""
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    grid.add_column("condition", overflow="fold")
+    for name in ("reached", "rounds (median)", "range", "bytes up and down (median)", "range"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    brief = names([condition.label for condition in comparison.conditions])
+    for target in comparison.targets:
+        grid.add_row(Text(target.title, style="bold"))
+        for name, condition in zip(brief, comparison.conditions, strict=True):
+            found = comparison.reached[condition.label, target.name]
+            cells = [*_when(found.rounds, "{:.10g}".format), *_when(found.sent, size)]
+            label = Text(f"  {name} (baseline)" if condition is comparison.baseline else f"  {name}")
+            grid.add_row(label, of_runs(found), *cells)
+        grid.add_section()
+    return grid
+
+
+def of_runs(found: Reached) -> str:
+    """How many runs reached a target."""
+    return f"{found.count} of {len(found.rounds)}" if found.rounds else DASH
+
+
+def _when(values: Mapping[int, int | None], write: Callable[[float], str]) -> tuple[str, str]:
+    """Median over all runs and range over those that reached the target."""
+    known = [value for value in values.values() if value is not None]
+    if not known:
+        return ("never" if values else DASH), ""
+    half = middle(values)
+    ends = [write(end) for end in (min(known), max(known))]
+    return DASH if half is None else write(half), ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def names(labels: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Metric:
         unit: Of a value; "fraction" is shown with three decimals, "bytes" in decimal units.
         better: 1 where more is better, -1 where less is.
         pick: Finds it in ``summary.json``; None where the run has none.
+        by_round: Whether it finds it in a line of ``metrics.jsonl``, too.
     """
 
     name: str
@@ -37,10 +39,12 @@ class Metric:
     unit: str
     better: int
     pick: Callable[[Mapping[str, Any]], Any]
+    by_round: bool = False
 
 
-def _accuracy(key: str) -> Callable[[Mapping[str, Any]], Any]:
-    return lambda summary: (summary.get("accuracy") or {}).get(key)
+def _scored(name: str, title: str, key: str, better: int = 1) -> Metric:
+    """One of the numbers of `fedkd.metrics.Accuracy`."""
+    return Metric(name, title, "fraction", better, lambda said: (said.get("accuracy") or {}).get(key), by_round=True)
 
 
 def _audit(key: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -57,11 +61,13 @@ def _audit(key: str) -> Callable[[Mapping[str, Any]], Any]:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("balanced", "Balanced accuracy", "fraction", 1, _accuracy("balanced_mean")),
-        Metric("personal", "Personal accuracy", "fraction", 1, _accuracy("personal_mean")),
-        Metric("personal_std", "Spread over clients (s.d.)", "fraction", -1, _accuracy("personal_std")),
-        Metric("worst10", "Worst 10 % of clients", "fraction", 1, _accuracy("personal_worst10")),
-        Metric("global", "Server's model", "fraction", 1, _accuracy("global")),
+        _scored("balanced", "Balanced accuracy", "balanced_mean"),
+        _scored("personal", "Personal accuracy", "personal_mean"),
+        _scored("personal_std", "Spread over clients (s.d.)", "personal_std", -1),
+        _scored("worst10", "Worst 10 % of clients", "personal_worst10"),
+        _scored("personal_ece", "Calibration error (ECE)", "personal_ece", -1),
+        _scored("global", "Server's model", "global"),
+        _scored("global_ece", "Server's calibration error", "global_ece", -1),
         Metric("up", "Bytes up", "bytes", -1, lambda s: (s.get("bytes") or {}).get("up")),
         Metric("down", "Bytes down", "bytes", -1, lambda s: (s.get("bytes") or {}).get("down")),
         Metric("epsilon", "Privacy spent (ε)", "ε", -1, lambda s: (s.get("privacy") or {}).get("epsilon")),
@@ -85,6 +91,11 @@ class Result:
     def value(self, metric: Metric) -> float | None:
         """One of the run's numbers; an infinite epsilon is infinite."""
         return number(metric.pick(self.summary))
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """The run's rounds, as in ``metrics.jsonl``."""
+        return files.read_lines(self.place / files.METRICS)
 
 
 @dataclass(frozen=True)

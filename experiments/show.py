@@ -105,16 +105,17 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """One line for each summary, by label."""
     grid = Table(box=None, header_style="bold", pad_edge=False)
     grid.add_column("run")
-    for name in ("balanced", "personal", "worst", "server", "up", "ε", "AUROC", "s"):
+    for name in ("balanced", "personal", "worst", "ECE", "server", "up", "ε", "AUROC", "s"):
         grid.add_column(name, justify="right", no_wrap=True)
     for label, summary in rows.items():
         accuracy, private, audit = summary["accuracy"], summary["privacy"], summary["audit"]
-        server = accuracy["global"]
+        server, calibration = accuracy["global"], accuracy.get("personal_ece")
         grid.add_row(
             label,
             f"{accuracy['balanced_mean']:.3f}",
             f"{accuracy['personal_mean']:.3f} ±{accuracy['personal_std']:.3f}",
             f"{accuracy['personal_worst10']:.3f}",
+            "-" if calibration is None else f"{calibration:.3f}",
             "-" if server is None else f"{server:.3f}",
             human(summary["bytes"]["up"]),
             "none" if private is None else f"{float(private['epsilon']):.2f}",

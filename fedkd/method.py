@@ -76,6 +76,7 @@ class Method(BaseModel):
     needs_each: ClassVar[bool] = False
     same_model: ClassVar[bool] = False
     reads_records: ClassVar[bool] = False
+    beyond_vmap: ClassVar[str | None] = None  # why clients cannot be stacked, where they cannot
     tolerance: ClassVar[float] = 1e-5  # of the vectorised engine's answer, relative, in float32 without chaotic steps
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="update rule of the clients' own training")

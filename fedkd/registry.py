@@ -15,6 +15,18 @@ METHODS: dict[str, tuple[str, str]] = {
     "fedprox": ("strategies.fedprox:FedProx", "FedAvg with a proximal term in the clients' loss"),
     "fedmd": ("strategies.fedmd:FedMD", "clients with models of their own agree on logits of public inputs"),
     "feddf": ("strategies.feddf:FedDF", "the server distils the clients' ensemble into averaged weights"),
+    "fedd2s": ("strategies.fedd2s:FedD2S", "clients distil with server heads over ever shallower layers"),
+    "fedgkt": ("strategies.fedgkt:FedGKT", "clients send features and logits, the server's head answers logits"),
+    "feddistill": ("strategies.feddistill:FedDistill", "clients exchange one mean of logits per class"),
+    "fedproto": ("strategies.fedproto:FedProto", "clients exchange one mean feature per class"),
+    "fedgen": ("strategies.fedgen:FedGen", "FedAvg with a server generator of features that clients train on too"),
+    "dsfl": ("strategies.dsfl:DSFL", "clients send probabilities on open inputs, all learn from the sharpened mean"),
+    "fml": ("strategies.fml:FML", "a personal model and a shared meme model teach one another"),
+    "fedkd": ("strategies.fedkd:FedKD", "a mentor at home, a shared mentee whose updates travel as singular vectors"),
+    "dense": ("strategies.dense:Dense", "one shot: the server distils the clients' ensemble on images it makes up"),
+    "fedper": ("strategies.fedper:FedPer", "the base is shared and averaged, the head stays at home"),
+    "fedrep": ("strategies.fedrep:FedRep", "FedPer whose clients train the head first, then the base"),
+    "ditto": ("strategies.ditto:Ditto", "FedAvg, and personal models drawn towards the global one"),
 }
 """name -> ("module:Class", one line about it)."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -19,7 +21,7 @@ from fedkd.federation import Federation
 from fedkd.grid import LocalGrid
 from fedkd.knowledge import Knowledge, Params
 from fedkd.method import Peer
-from fedkd.metrics import Accuracy
+from fedkd.metrics import Accuracy, Score
 from fedkd.transcript import Line, Transcript
 from privacy.accounting import FINAL_INTERVAL, Event
 from privacy.gate import Pool, Released, admit
@@ -180,24 +182,19 @@ class KnowledgeStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Means over the clients that answered."""
-        self.scores = {}
-        for reply in replies:
-            if reply.has_error():
-                continue
-            record = reply.content.metric_records["scores"]
-            self.scores[int(record["client"])] = {k: float(record[k]) for k in ("balanced", "personal")}  # type: ignore[arg-type]
-        if not self.scores:
+        found = dict(sorted((_scored(reply) for reply in replies if not reply.has_error()), key=itemgetter(0)))
+        self.scores = {k: {"balanced": balanced, "personal": own.accuracy} for k, (balanced, own) in found.items()}
+        if not found:
             return None
-        self.accuracy = self._accuracy()
+        self.accuracy = self._accuracy(*zip(*found.values(), strict=True))
         summary = self.accuracy.to_json()
         return MetricRecord({name: value for name, value in summary.items() if value is not None})
 
-    def _accuracy(self) -> Accuracy:
-        scores = [self.scores[k] for k in sorted(self.scores)]
+    def _accuracy(self, balanced: Sequence[float], own: Sequence[Score]) -> Accuracy:
         student = self.method.student(self.task, self.server)
         test = self.federation.test_x, self.federation.test_y
-        server = None if student is None else metrics.accuracy(self.task.model, student, *test)
-        return metrics.over_clients([s["balanced"] for s in scores], [s["personal"] for s in scores], server)
+        server = None if student is None else metrics.score(self.task.model, student, *test)
+        return metrics.over_clients(balanced, own, server)
 
     def _finish(self, t: int, scored: bool, seconds: float) -> Round:
         return Round(
@@ -275,6 +272,13 @@ class KnowledgeStrategy(Strategy):
         released = admit(Released(peer, at, knowledge, event), t, expected, schema, self.mechanism)
         self.transcript.write(t, client, "up", released.knowledge)
         return released
+
+
+def _scored(reply: Message) -> tuple[int, tuple[float, Score]]:
+    """A client, and its model on the balanced test set and on its own."""
+    said: Any = reply.content.metric_records["scores"]
+    own = Score(float(said["personal"]), tuple(said["gaps"]), int(said["tests"]))
+    return int(said["client"]), (float(said["balanced"]), own)
 
 
 def roster(grid: Grid, clients: int, patience: float = 120.0) -> Callable[[int], int]:

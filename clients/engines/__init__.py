@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
-from fedkd.config import Config
+from clients.engines.heap import keep_freed_memory
 from fedkd.errors import ConfigError
-from fedkd.grid import Engine
+
+if TYPE_CHECKING:  # a nursery can be started before these imports, which take seconds
+    from fedkd.config import Config
+    from fedkd.grid import Engine
 
 APP = "clients.app:app"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -27,13 +32,17 @@ def open_engine(config: Config, say: Callable[[str], None] = lambda _: None) -> 
         ConfigError: More workers than memory allows, or an engine that cannot run here.
     """
     with ExitStack() as stack:
-        yield _open(config, stack, say)
+        engine = _open(config, stack, say)
+        keep_freed_memory()
+        gc.freeze()  # what libraries and data made; collections would look through it again and again
+        stack.callback(gc.unfreeze)
+        yield engine
 
 
 def _open(config: Config, stack: ExitStack, say: Callable[[str], None]) -> Engine:
     engine, timeout = config.engine, config.federation.client_timeout
     name, workers = engine.name, engine.workers or os.cpu_count() or 1
-    if name in ("pool", "ray"):
+    if name == "pool" or (name == "ray" and engine.address is None):  # a cluster's memory is elsewhere
         check_memory(workers)
     if name == "ray":
         from clients.engines.ray import Ray

@@ -1,159 +1,146 @@
-"""Parcels: Flower records between processes of one machine, tensors in shared memory, the rest a short header.
+"""Parcels: Flower records between processes, the contents of arrays laid down apart, the rest a short header.
 
-The sender lays tensors into an `Arena`, a block of shared memory that it reuses for every batch; the receiver reads
-them there. A tensor that many messages hold is laid down once. Only processes of our own exchange parcels, so the
-header may be a pickle.
+Where contents lie is the engine's: the pool lays them into an `Arena` of shared memory, Ray into its object store. The
+receiver reads them in place; small ones travel in the header. What several messages hold is laid down once. Only
+processes of our own exchange parcels, so the header may be a pickle.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
 import pickle
-import tempfile
-from io import BytesIO
-from pathlib import Path
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import flwr.app
+import numpy as np
 import torch
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from torch import Tensor
 
+from clients.engines.loop import App, Loop
 from fedkd import wire
 
-_ALIGN = 64
-_SMALL = 1024  # bytes; below this a place in shared memory costs more than a copy
+Lay: TypeAlias = Callable[[object, object, np.ndarray], Any]
+"""Lays bytes down, given what identifies them and what keeps that so; returns their place."""
 
-Place = tuple[int, int]
-"""(offset, size) of bytes in an arena."""
+Look: TypeAlias = Callable[[Any], np.ndarray]
+"""The bytes at a place."""
+
+_SMALL = 1024  # bytes; below this a place of its own costs more than a copy
+_TENSOR, _BYTES = 0, 1  # kinds of array: ours, and Flower's own
+_ALIGN = 64  # bytes; torch aligns so, and with other alignments its kernels may round differently
 
 
-class Arena:
-    """Shared memory that its owner writes and others read by `path`.
+def pack_job(message: Message, context: Context, run_config: object, lay: Lay) -> bytes:
+    """A message and its client's context; ``run_config`` is None where the receiver knows it."""
+    content = None if message.has_error() else _encode(message.content, lay)
+    told = context.run_id, context.node_id, context.node_config, run_config
+    return pickle.dumps(({**message.__dict__, "_content": content}, told, _encode(context.state, lay)), 5)
 
-    On Linux the memory has no name in any file system and vanishes with its owner, however that ends.
+
+class Desk:
+    """Where a worker process answers parcels by a client app."""
+
+    def __init__(self, app: App) -> None:
+        self._loop = Loop(app)
+        self._run_config: dict[str, Any] = {}
+
+    def answer(self, letter: bytes, look: Look, lay: Lay) -> bytes:
+        """The parcel that answers one: the reply's content or error, and the client's state if it changed."""
+        parts, (run_id, node_id, node_config, run_config), state = pickle.loads(letter)
+        if run_config is not None:
+            self._run_config = run_config
+        message = Message.__new__(Message)
+        content = parts["_content"]
+        message.__dict__.update(parts, _content=None if content is None else _decode(content, look))
+        context = Context(run_id, node_id, node_config, _decode(state, look), dict(self._run_config))
+        before = wire.snapshot(context.state)
+        reply = next(self._loop([(message, context)]))
+        error = (reply.error.code, reply.error.reason) if reply.has_error() else None
+        content = None if error else _encode(reply.content, lay)
+        after = _encode(context.state, lay) if wire.snapshot(context.state) != before else None
+        return pickle.dumps((content, error, after), 5)
+
+
+def failed(error: Exception) -> bytes:
+    """The parcel that says that none could be made."""
+    return pickle.dumps((None, (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), None), 5)
+
+
+def settle(message: Message, context: Context, letter: bytes, look: Look) -> Message:
+    """The reply in an answer; the client's new state goes home.
+
+    The reply's tensors lie where ``look`` finds them. The state's are copied, since homes outlast their round.
     """
-
-    def __init__(self) -> None:
-        if hasattr(os, "memfd_create"):
-            self._fd = os.memfd_create("fedkd")
-            self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
-        else:
-            self._fd, self.path = tempfile.mkstemp(prefix="fedkd-")
-        self._map: mmap.mmap | None = None
-        self._size = 0
-        self._used = 0
-        self._placed: dict[tuple[int, int], tuple[object, Place]] = {}
-
-    def reset(self) -> None:
-        """Forget what lies here; nobody may be reading any more."""
-        self._used = 0
-        self._placed.clear()
-
-    def place(self, owner: object, address: int, data: memoryview) -> Place:
-        """Lay down the bytes that ``owner`` keeps at an address, once however many messages hold them."""
-        key = address, data.nbytes
-        known = self._placed.get(key)
-        if known is not None:
-            return known[1]
-        start = -(-self._used // _ALIGN) * _ALIGN
-        self._used = start + data.nbytes
-        self._ensure(self._used)
-        if self._map is not None and data.nbytes:
-            memoryview(self._map)[start : self._used] = data
-        self._placed[key] = (owner, (start, data.nbytes))  # holding the owner keeps its address its own
-        return start, data.nbytes
-
-    def close(self) -> None:
-        """Give the memory back."""
-        os.close(self._fd)
-        if not self.path.startswith("/proc/"):
-            Path(self.path).unlink(missing_ok=True)
-
-    def _ensure(self, size: int) -> None:
-        if size > self._size:
-            self._size = max(size, 2 * self._size, 1 << 20)
-            os.ftruncate(self._fd, self._size)
-            self._map = mmap.mmap(self._fd, self._size)
+    content, error, state = pickle.loads(letter)
+    if state is not None:
+        context.state = _decode(state, look, copy=True)
+    return Message(Error(*error) if error else _decode(content, look), reply_to=message)
 
 
-class Window:
-    """A view of somebody else's arena."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._map: mmap.mmap | None = None
-
-    def look(self, place: Place) -> memoryview:
-        """The bytes at a place, not copied."""
-        offset, size = place
-        if self._map is None or len(self._map) < offset + size:
-            with Path(self.path).open("r+b") as file:
-                self._map = mmap.mmap(file.fileno(), 0)
-        return memoryview(self._map)[offset : offset + size]
+# --- Records ----------------------------------------------------------------------------------------------------------
 
 
-def pack(value: Any, arena: Arena) -> bytes:
-    """Header of ``value``, its tensors and long byte strings laid down in ``arena``."""
-    buffer = BytesIO()
-    _Packer(buffer, arena).dump(value)
-    return buffer.getvalue()
+def _encode(records: RecordDict, lay: Lay) -> list[tuple[str, Any]]:
+    """Records as plain values; a general pickler that asks about every object takes three times as long."""
+    return [
+        (name, [(key, _place(array, lay)) for key, array in record.items()])
+        if isinstance(record, ArrayRecord)
+        else (name, record)
+        for name, record in records.items()
+    ]
 
 
-def unpack(header: bytes, window: Window, *, keep: bool) -> Any:
-    """Undo `pack`.
-
-    Args:
-        header: What `pack` returned.
-        window: Onto the sender's arena.
-        keep: Whether tensors are copied out, to stay valid once the sender reuses its arena.
-    """
-    return _Unpacker(BytesIO(header), window, keep).load()
-
-
-class _Packer(pickle.Pickler):
-    def __init__(self, file: BytesIO, arena: Arena) -> None:
-        super().__init__(file, protocol=5)
-        self.arena = arena
-
-    def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, wire.Array):
-            tensor = obj.tensor
-            if tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() < _SMALL:
-                return None
-            flat = tensor.contiguous()
-            address = flat.data_ptr() if flat is tensor else id(tensor)  # a copy's own address is new every time
-            data = memoryview(flat.numpy().reshape(-1)).cast("B")
-            return "tensor", self.arena.place((tensor, flat), address, data), obj.dtype, obj.shape
-        if isinstance(obj, flwr.app.Array) and len(obj.data) >= _SMALL:
-            return (
-                "array",
-                self.arena.place(obj.data, id(obj.data), memoryview(obj.data)),
-                obj.dtype,
-                obj.shape,
-                obj.stype,
-            )
-        return None
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, wire.Array):  # a small one: by value, but still ours on the other side
-            return _small, (obj.tensor.cpu().contiguous().numpy(),)
-        return NotImplemented
+def _decode(coded: list[tuple[str, Any]], look: Look, *, copy: bool = False) -> RecordDict:
+    records = RecordDict()
+    for name, record in coded:
+        if isinstance(record, list):
+            arrays = ArrayRecord()
+            for key, array in record:
+                arrays[key] = _array(array, look, copy)
+            record = arrays
+        records[name] = record
+    return records
 
 
-class _Unpacker(pickle.Unpickler):
-    def __init__(self, file: BytesIO, window: Window, keep: bool) -> None:
-        super().__init__(file)
-        self.window = window
-        self.keep = keep
-
-    def persistent_load(self, pid: Any) -> Any:
-        kind, place, dtype, shape, *rest = pid
-        data = self.window.look(place)
-        if kind == "array":
-            return flwr.app.Array(dtype, shape, rest[0], bytes(data))
-        tensor = torch.frombuffer(data, dtype=getattr(torch, dtype)).view(shape)
-        return wire.Array(tensor.clone() if self.keep else tensor)
+def _place(array: flwr.app.Array, lay: Lay) -> object:
+    if isinstance(array, wire.Array):
+        tensor = array.tensor
+        flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        place = flat.tobytes() if flat.nbytes < _SMALL else lay(_identity(tensor), tensor, flat)
+        return _TENSOR, place, array.dtype, array.shape, tensor.device.type
+    if len(array.data) < _SMALL:
+        return array
+    place = lay(id(array.data), array.data, np.frombuffer(array.data, np.uint8))
+    return _BYTES, place, array.dtype, array.shape, array.stype
 
 
-def _small(values: Any) -> wire.Array:
-    return wire.Array(torch.from_numpy(values))
+def _identity(tensor: Tensor) -> object:
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _array(coded: Any, look: Look, copy: bool) -> flwr.app.Array:
+    if isinstance(coded, flwr.app.Array):
+        return coded
+    kind, place, dtype, shape, how = coded
+    if kind == _BYTES:
+        return flwr.app.Array(dtype, shape, how, look(place).tobytes())
+    if isinstance(place, bytes):
+        if not place:
+            return wire.Array(torch.empty(shape, dtype=getattr(torch, dtype)))
+        flat, copy = torch.frombuffer(bytearray(place), dtype=torch.uint8), True
+    else:
+        flat = _tensor(look(place))
+    flat = flat.clone() if copy or flat.data_ptr() % _ALIGN else flat
+    tensor = flat.view(getattr(torch, dtype)).view(shape)
+    return wire.Array(tensor.to(how) if how != "cpu" and torch.cuda.is_available() else tensor)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    if values.flags.writeable:
+        return torch.from_numpy(values)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*not writable", UserWarning)  # as Ray's are; nobody writes into a message
+        return torch.from_numpy(values)

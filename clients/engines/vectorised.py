@@ -162,6 +162,9 @@ class Vectorised:
     def _block(self, block: Sequence[_Ready]) -> _Answers:
         """Answer one block; halve it where memory ran out."""
         updated = None
+        reason = block[0][0].site.federation.config.method.beyond_vmap
+        if reason is not None:
+            raise _beyond(block[0], reason)
         try:
             updated = self._in_time(block)
         except Exception as error:
@@ -202,11 +205,15 @@ class Vectorised:
             except Exception as alone:
                 yield job, _failed(job.message, alone)
             else:
-                name = job.site.federation.config.method_name
-                raise ConfigError(
-                    f"engine.name=vectorised: {name} with model '{turn.task.model.name}' is beyond torch.func.vmap "
-                    f"({_cause(error)}); use engine.name=loop or pool"
-                ) from error
+                raise _beyond((job, turn), _cause(error)) from error
+
+
+def _beyond(ready: _Ready, cause: str) -> ConfigError:
+    job, turn = ready
+    return ConfigError(
+        f"engine.name=vectorised: {job.site.federation.config.method_name} with model '{turn.task.model.name}' is "
+        f"beyond torch.func.vmap ({cause}); use engine.name=loop or pool"
+    )
 
 
 def _read(index: int, message: Message, context: Context) -> _Job:

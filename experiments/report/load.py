@@ -121,9 +121,17 @@ def _round(line: Mapping[str, Any], place: int) -> Round:
 
 
 def _accuracy(value: Any) -> Accuracy:
-    """The five accuracies of one scoring."""
+    """The accuracies and calibration errors of one scoring."""
     told = mapping(value, None)
-    names = ("balanced_mean", "personal_mean", "personal_std", "personal_worst10", "global")
+    names = (
+        "balanced_mean",
+        "personal_mean",
+        "personal_std",
+        "personal_worst10",
+        "global",
+        "personal_ece",
+        "global_ece",
+    )
     return Accuracy(*(number(told.get(name)) for name in names))
 
 

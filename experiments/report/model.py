@@ -9,13 +9,15 @@ LOCAL = "local"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """One scoring of all clients' models; fractions in [0, 1]."""
+    """One scoring of all clients' models; fractions in [0, 1]. ECE: expected calibration error."""
 
     balanced_mean: float | None = None
     personal_mean: float | None = None
     personal_std: float | None = None
     personal_worst10: float | None = None
     global_model: float | None = None
+    personal_ece: float | None = None
+    global_ece: float | None = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def tiles(run: Run) -> str:
         ("Personal accuracy", data(got.personal_mean, fraction(got.personal_mean)) + std,
          _gain(got.personal_mean, against[1]) or "mean ± s.d. over clients"),
         ("Worst 10 % of clients", data(got.personal_worst10, fraction(got.personal_worst10)), "personal accuracy"),
+        ("Calibration error", data(got.personal_ece, fraction(got.personal_ece)), _calibration(got.global_ece)),
         ("Server's model", data(got.global_model, fraction(got.global_model)), _server(got.global_model)),
         ("Bytes up", data(run.up, size(run.up)), sends),
         ("Bytes down", data(run.down, size(run.down)), sends),
@@ -53,6 +54,11 @@ def tiles(run: Run) -> str:
 def _gain(new: float | None, old: float | None) -> str:
     """The difference to training alone."""
     return "" if new is None or old is None else f"{signed(new - old)} against training alone"
+
+
+def _calibration(server: float | None) -> str:
+    """What the tile of the calibration error is about."""
+    return "ECE on own data" + ("" if server is None else f"; server's model {fraction(server)}")
 
 
 def _server(value: float | None) -> str:

@@ -4,58 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.app import Message as FlowerMessage
 
-from clients.engines.parcel import Arena, Window, pack, unpack
+from clients.engines.nursery import Nursery
 from clients.engines.pool import Pool
 from fedkd import wire
 from fedkd.errors import ConfigError
 from fedkd.grid import LocalGrid
-
-APP = """
-import os, time
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-import numpy as np
-
-app = ClientApp()
-
-@app.train()
-def train(message, context):
-    client = int(context.node_config["partition-id"])
-    order = message.content.config_records["order"]
-    if client == order.get("sleeps", -1):
-        time.sleep(60)
-    if client == order.get("raises", -1):
-        raise RuntimeError("no")
-    if client == order.get("dies", -1):
-        os.kill(os.getpid(), 9)
-    if client == order.get("dies_once", -1) and not os.path.exists(order["mark"]):
-        open(order["mark"], "w").close()
-        os.kill(os.getpid(), 9)
-    seen = context.state.get("seen")
-    if seen is None:
-        context.state["seen"] = seen = MetricRecord({"n": 0})
-    seen["n"] = seen["n"] + 1
-    value = message.content.array_records["w"]["w"].numpy()
-    context.state["last"] = ArrayRecord({"w": Array(value + client)})
-    about = MetricRecord({"client": client, "n": seen["n"], "pid": os.getpid(), "lr": context.run_config["lr"]})
-    return Message(RecordDict({"about": about, "w": ArrayRecord({"w": Array(value + client)})}), reply_to=message)
-"""
-
-
-@pytest.fixture
-def app(tmp_path, monkeypatch) -> str:
-    name = f"pool_app_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(APP)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return f"{name}:app"
 
 
 def ask(grid: LocalGrid, size: int = 10, **order):
@@ -74,13 +38,13 @@ def test_a_foreign_app_with_state_in_order_and_on_several_workers(app):
     with Pool(app, workers=2) as pool:
         grid = LocalGrid(pool, 5, {"lr": 0.5})
         for t in (1, 2, 3):
-            replies = ask(grid, size=3000)
+            replies = ask(grid, size=3000, keeps=True)
             assert [about(reply)["client"] for reply in replies] == [0, 1, 2, 3, 4]
             assert [about(reply)["n"] for reply in replies] == [t] * 5
             assert {about(reply)["lr"] for reply in replies} == {0.5}
-            for client, reply in enumerate(replies):
+            for reply in replies:
                 got = reply.content.array_records["w"]["w"].numpy()
-                np.testing.assert_array_equal(got, np.arange(3000) + client)
+                np.testing.assert_array_equal(got, np.arange(3000))
         assert {about(reply)["pid"] for reply in replies} <= set(pool.pids())
         last = grid.homes[4].array_records["last"]["w"].numpy()
         np.testing.assert_array_equal(last, np.arange(3000) + 4)
@@ -165,28 +129,124 @@ def test_no_workers_is_refused():
         Pool("clients.app:app", workers=0)
 
 
-def test_parcels_share_what_is_equal_by_identity_and_keep_types():
-    import torch
+# --- Replies are read in place ---------------------------------------------------------------------------------------
 
-    arena = Arena()
-    big, small = torch.arange(5000.0), torch.tensor([1, 2])
-    record = wire.to_record({"big": big, "again": big.detach(), "small": small, "strided": torch.arange(6000.0)[::2]})
-    foreign = ArrayRecord({"x": Array(np.arange(1000))})
-    value = [RecordDict({"a": record, "f": foreign}), RecordDict({"a": record}), ("text", 3)]
-    header = pack(value, arena)
-    assert len(header) < 4000
-    arena_bytes = arena._used
-    pack(value, arena)
-    assert arena._used == arena_bytes  # laid down once
-    got = unpack(header, Window(arena.path), keep=False)
-    tensors = wire.from_record(got[0].array_records["a"])
-    for name, want in wire.from_record(record).items():
-        assert torch.equal(tensors[name], want)
-        assert tensors[name].dtype == want.dtype
-    np.testing.assert_array_equal(got[0].array_records["f"]["x"].numpy(), np.arange(1000))
-    kept = wire.from_record(unpack(header, Window(arena.path), keep=True)[1].array_records["a"])["big"]
-    arena.reset()
-    pack(wire.to_record({"other": torch.zeros(9000)}), arena)
-    assert torch.equal(kept, big)
-    assert got[2] == ("text", 3)
-    arena.close()
+
+def tensors(grid: LocalGrid, values: torch.Tensor) -> list[torch.Tensor]:
+    content = RecordDict({"w": wire.to_record({"w": values}), "order": ConfigRecord({})})
+    replies = list(grid.send_and_receive([FlowerMessage(content, node, "train") for node in grid.get_node_ids()]))
+    return [wire.from_record(reply.content.array_records["w"])["w"] for reply in replies]
+
+
+def shared_bytes(pid: int) -> int:
+    """What a process has mapped of arenas, by their size in memory."""
+    seen = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        if "memfd:fedkd" in str(link.readlink()):
+            found = link.stat()
+            seen[found.st_ino] = 512 * found.st_blocks
+    return sum(seen.values())
+
+
+@pytest.mark.slow
+def test_held_replies_stay_as_they_were_written_to_or_not_and_after_their_workers_death(app):
+    with Pool(app, workers=2) as pool:
+        grid = LocalGrid(pool, 6, {"lr": 0.5})
+        held = [tensors(grid, torch.full((50_000,), float(t))) for t in range(5)]
+        for t, round_ in enumerate(held):
+            assert all((w == t).all() for w in round_)
+        held[2][3].add_(100)
+        os.kill(pool.pids()[0], signal.SIGKILL)
+        held.append(tensors(grid, torch.full((50_000,), 5.0)))
+        assert (held[2].pop(3) == 102).all()
+    for t, round_ in enumerate(held):
+        assert all((w == t).all() for w in round_)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_rounds(app):
+    with Pool(app, workers=2) as pool:
+        grid = LocalGrid(pool, 6, {"lr": 0.5})
+        kept = tensors(grid, torch.zeros(100_000))[::5]
+        sizes = []
+        for t in range(30):
+            replies = tensors(grid, torch.full((100_000 + 100 * (t % 3),), float(t)))
+            assert all((w == t).all() for w in replies)
+            sizes.append(sum(shared_bytes(pid) for pid in pool.pids()))
+        assert sizes[-1] <= 50 * 400_000  # 180 came since; two rounds' are held at a time, by whichever worker
+        assert all((w == 0).all() for w in kept)
+
+
+@pytest.mark.slow
+def test_letters_longer_than_a_sockets_room_do_not_lock_up(app):
+    with Pool(app, timeout=60, workers=1) as pool:
+        grid = LocalGrid(pool, 6, {"lr": 0.5, "long": "x" * 1_000_000})
+        replies = ask(grid, text="y" * 2_000_000)
+        assert [len(reply.content.config_records["order"]["text"]) for reply in replies] == [2_000_000] * 6
+
+
+# --- The nursery -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_workers_draw_their_own_random_numbers_on_one_thread_and_homes_are_their_own_memory(app):
+    with Pool(app, workers=2) as pool:
+        grid = LocalGrid(pool, 2, {"lr": 0.5})
+        replies = list(grid.send_and_receive([FlowerMessage(RecordDict(), n, "evaluate") for n in grid.get_node_ids()]))
+        first, second = (reply.content.metric_records["about"] for reply in replies)
+        assert first["a"] != second["a"]
+        assert first["b"] != second["b"]
+        assert first["threads"] == second["threads"] == 1
+        for client, reply in enumerate(replies):
+            sent = wire.from_record(reply.content.array_records["own"])["own"]
+            home = wire.from_record(grid.homes[client].array_records["own"])["own"]
+            sent.fill_(9)
+            assert (home == client).all()
+
+
+@pytest.mark.slow
+def test_a_nursery_that_dies_is_replaced_and_its_workers_live_on(app):
+    with Pool(app, workers=2) as pool:
+        grid = LocalGrid(pool, 4, {"lr": 0.5})
+        ask(grid)
+        before = pool.pids()
+        os.kill(pool._nursery._process.pid, signal.SIGKILL)
+        pool._nursery._process.wait()
+        assert not any(reply.has_error() for reply in ask(grid))
+        assert pool.pids() == before
+        replies = ask(grid, dies=1)
+        assert [reply.has_error() for reply in replies] == [False, True, False, False]
+        assert not any(reply.has_error() for reply in ask(grid))
+        after = pool.pids()
+    until = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in {*before, *after}) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in {*before, *after})
+
+
+@pytest.mark.slow
+def test_a_nursery_started_ahead_is_used_and_one_that_is_not_used_ends_with_its_process(app):
+    Nursery.ahead()
+    early = Nursery._waiting
+    Nursery.ahead()
+    assert Nursery._waiting is early
+    with Pool(app, workers=1) as pool:
+        assert pool._nursery is early
+        assert Nursery._waiting is None
+    assert early._process.poll() is not None
+    code = "from clients.engines.nursery import Nursery; Nursery.ahead(); print(Nursery._waiting._process.pid)"
+    pid = int(subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, check=True).stdout)
+    until = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.slow
+def test_a_client_that_answers_nonsense_or_exits_fails_alone(app):
+    with Pool(app, workers=2) as pool:
+        grid = LocalGrid(pool, 4, {"lr": 0.5})
+        replies = ask(grid, answers_nonsense=1, exits=2)
+        assert [reply.has_error() for reply in replies] == [False, True, True, False]
+        assert "'str' object has no attribute" in replies[1].error.reason
+        assert "exit code 3" in replies[2].error.reason

@@ -1,14 +1,17 @@
-"""The command line as a person meets it: in a process, by its output and exit codes."""
+"""The command line as a person meets it: by its output and exit codes, in a process of its own where that matters."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from fedkd.registry import METHODS
+
 
 @pytest.mark.slow
-def test_run_audit_report_and_list(tiny, tmp_path, fedkd):
+def test_run_audit_report_and_list(tiny, tmp_path, fedkd, fedkd_here):
     out = tmp_path / "run"
     done = fedkd("run", tiny, "method.digest_epochs=2", "--out", out, "--seed", "5")
     assert done.returncode == 0, done.stderr
@@ -19,12 +22,12 @@ def test_run_audit_report_and_list(tiny, tmp_path, fedkd):
     assert summary["command"].startswith("fedkd run ")
     page = (out / "report.html").read_text()
     assert summary["state_hash"] in page
-    audit = fedkd("audit", out)
+    audit = fedkd_here("audit", out)
     assert audit.returncode == 0
     for word in ("home model", "stays home", "message", "leaves", "null band"):
         assert word in audit.stdout
     elsewhere = tmp_path / "page.html"
-    assert fedkd("report", out, "-o", elsewhere).returncode == 0
+    assert fedkd_here("report", out, "-o", elsewhere).returncode == 0
     assert elsewhere.read_text() == page
 
 
@@ -38,15 +41,35 @@ def test_run_audit_report_and_list(tiny, tmp_path, fedkd):
         ("keys", ["data.partition", "method (fedprox).mu", "privacy (ambassador).sampling_rate"]),
     ],
 )
-def test_list_says_one_line_each(fedkd, what, words):
-    done = fedkd("list", what)
+def test_list_says_one_line_each(fedkd_here, what, words):
+    done = fedkd_here("list", what)
     assert done.returncode == 0
     for word in words:
         assert word in done.stdout
     assert all(len(line.split("  ", 1)) == 2 for line in done.stdout.splitlines())
 
 
-@pytest.mark.slow
+def test_methods_are_listed_with_what_they_exchange_and_need(fedkd_here):
+    lines = fedkd_here("list", "methods").stdout.splitlines()
+    rows = [re.split(r"  +", line, maxsplit=5) for line in lines]
+    assert rows[0] == ["method", "exchanged", "mixed models", "public data", "evidence", "what it does"]
+    assert [row[0] for row in rows[1:]] == list(METHODS)
+    said = {row[0]: row[1:5] for row in rows[1:]}
+    assert said["local"] == ["nothing", "yes", "no", "baseline"]
+    assert said["fedprox"] == ["params", "no", "no", "paper"]
+    assert said["fedmd"] == ["logits", "yes", "yes", "official-code"]
+    heads, rule, *table = fedkd_here("list", "methods", "--markdown").stdout.splitlines()
+    assert heads == "| Method | Exchanged | Mixed models | Public data | Evidence | What it does |"
+    assert rule == "| --- | --- | --- | --- | --- | --- |"
+    assert table == [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in rows[1:]]
+
+
+def test_every_markdown_table_has_one_number_of_columns(fedkd_here):
+    for what in ("methods", "datasets", "models", "mechanisms", "keys"):
+        lines = fedkd_here("list", what, "--markdown").stdout.splitlines()
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -64,9 +87,9 @@ def test_list_says_one_line_each(fedkd, what, words):
         (["nonsense"], ["key=value", "'nonsense'"]),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(tiny, tmp_path, fedkd, overrides, words):
+def test_bad_input_is_one_line_and_leaves_nothing(tiny, tmp_path, fedkd_here, overrides, words):
     out = tmp_path / "run"
-    done = fedkd("run", tiny, *overrides, "--out", out)
+    done = fedkd_here("run", tiny, *overrides, "--out", out)
     assert done.returncode == 2, done.stderr
     said = [line for line in done.stderr.splitlines() if not line.startswith("note:")]
     assert len(said) == 1
@@ -76,8 +99,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(tiny, tmp_path, fedkd, overrid
     assert not out.exists()
 
 
-def test_a_missing_file_and_a_directory_that_is_no_run(tmp_path, fedkd):
+def test_a_missing_file_and_a_directory_that_is_no_run(tmp_path, fedkd_here):
     for command in (["run", tmp_path / "no.toml"], ["report", tmp_path], ["audit", tmp_path], ["list", "nonsense"]):
-        done = fedkd(*command)
+        done = fedkd_here(*command)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_process_says_no_more_than_that_one_line(tiny, tmp_path, fedkd):
+    for command in (["run", tiny, "federation.clients=5000", "--out", tmp_path / "run"], ["list", "nonsense"]):
+        done = fedkd(*command)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("ConfigError: ")
+    assert not (tmp_path / "run").exists()

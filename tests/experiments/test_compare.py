@@ -10,6 +10,7 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from scipy import stats
 
 from experiments.cells import plan
 from experiments.compare import Comparison, Difference, compare, holm, paired, spread
-from experiments.compare_figures import curve, inside, verdict
+from experiments.compare_clients import moved, order, worst
+from experiments.compare_curves import curve, inside, sent
+from experiments.compare_figures import verdict
 from experiments.compare_files import default_place, write
 from experiments.compare_table import names, table
 from experiments.conditions import METRICS, check_pairs, read
@@ -38,12 +41,16 @@ def leave_run(place: Path, config: Config, balanced: float = 0.7, **more: Any) -
     (place / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     alone = config.method_name == "local"
     accuracy = {"balanced_mean": balanced, "personal_mean": balanced + 0.1, "personal_std": 0.05,
-                "personal_worst10": balanced - 0.1, "global": None if alone else balanced + 0.02}  # fmt: skip
+                "personal_worst10": balanced - 0.1, "personal_ece": 0.08, "global": None if alone else balanced + 0.02,
+                "global_ece": None if alone else 0.03}  # fmt: skip
+    sent = {"up": 0 if alone else 40_000, "down": 0 if alone else 32_000}
     lines = []
     for t in range(1, config.federation.rounds + 1):
         grown = {key: value and value * t / config.federation.rounds for key, value in accuracy.items()}
-        lines.append(json.dumps({"round": t, "accuracy": grown}) + "\n")
+        lines.append(json.dumps({"round": t, "accuracy": grown, "bytes": sent}) + "\n")
     (place / "metrics.jsonl").write_text("".join(lines))
+    rows = [{"client": k, "personal": balanced + 0.1 * (k - 1), "balanced": balanced} for k in range(4)]
+    (place / "clients.json").write_text(json.dumps(rows))
     targets = [{"target": "home model", "leaves_client": False}] + [{"target": "message", "leaves_client": True}] * (
         not alone
     )
@@ -59,6 +66,10 @@ def leave_run(place: Path, config: Config, balanced: float = 0.7, **more: Any) -
     return place
 
 
+FILES = [
+    "compare.json",
+    *(f"compare{part}.{kind}" for part in ("", "-curves", "-bytes", "-clients") for kind in ("svg", "png")),
+]
 SCORES = {"ambassador": [0.71, 0.75, 0.69, 0.74], "none": [0.72, 0.77, 0.70, 0.73], "local": [0.60, 0.66, 0.61, 0.63]}
 
 
@@ -105,7 +116,7 @@ def test_a_difference_by_hand():
 def test_a_difference_is_scipys(pairs):
     new, old = np.array(pairs).T
     moves = new - old
-    assume(moves.std() > 1e-6 * np.abs(pairs).max())
+    assume(moves.std() > 1e-6 * np.abs(pairs).max() > 1e-100)  # the square of what is smaller is no number
     ours = paired(dict(enumerate(new.tolist())), dict(enumerate(old.tolist())))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -161,7 +172,7 @@ def test_a_sweep_is_compared_with_training_alone(swept):
     assert d.p == pytest.approx(theirs.pvalue)
     assert d.mean == pytest.approx(0.105)
     assert d.holm == pytest.approx(min(2 * theirs.pvalue, d.holm or 0))
-    for name in ("global", "epsilon", "auroc", "exposure"):  # the baseline has none of these
+    for name in ("global", "global_ece", "epsilon", "auroc", "exposure"):  # the baseline has none of these
         assert result.differences["privacy.mechanism=none", name].mean is None
     assert result.spreads["training alone", "auroc"].values == {}  # its home model leaves nobody
     assert result.spreads["privacy.mechanism=none", "epsilon"].values == {}
@@ -289,7 +300,7 @@ def test_the_files_repeat_byte_for_byte_wherever_the_runs_are(tiny, tmp_path):
         write(found(place, metrics=["balanced", "epsilon"]), tmp_path / name)
         for place, name in ((here, "one"), (there, "two"))
     )
-    assert [path.name for path in one] == ["compare.json", "compare.svg", "compare.png", "compare-curves.svg"]
+    assert [path.name for path in one] == FILES
     for first, second in zip(one, two, strict=True):
         assert first.read_bytes() == second.read_bytes()
     assert not list((tmp_path / "one").glob(".*"))
@@ -319,14 +330,20 @@ def text_of(svg: Path) -> str:
 
 
 def test_the_figures_say_what_they_show(swept, tmp_path):
-    _, picture, _, curves = write(found(swept), tmp_path)
+    _, picture, _, curves, *_ = write(found(swept), tmp_path)
     said = text_of(picture)
     for word in ("ambassador", "training alone", "Balanced accuracy", "fraction correct", "points", "kB", "Holm p = ",
                  "more is better", "less is better", "no guarantee", "the same for all 4 seeds"):  # fmt: skip
         assert word in said
     assert "+10.5  [+8.4 to +12.6]" in said
     said = text_of(curves)
-    for word in ("round", "Server's model", "± one standard deviation", "training alone 0.625"):
+    for word in ("round", "Server's model", "Personal accuracy", "± one standard deviation", "training alone 0.625"):
+        assert word in said
+    said = text_of(tmp_path / "compare-bytes.svg")
+    for word in ("sent so far", "100 kB", "a level line sends nothing", "training alone 0.725", "none 0.830"):
+        assert word in said
+    said = text_of(tmp_path / "compare-clients.svg")
+    for word in ("client by client", "16 better, 0 worse", "of 16 clients; median +10.5", "baseline's best at the top"):
         assert word in said
 
 
@@ -337,8 +354,9 @@ def test_hostile_labels_stay_text_and_one_seed_is_enough(tiny, tmp_path):
     leave_run(tmp_path / EVIL, load(tiny)[0], privacy={"epsilon": "inf"})
     leave_run(tmp_path / "[red]b", load(tiny, ["method.temperature=2"])[0], accuracy=None, audit=None)
     result = found(tmp_path / EVIL, tmp_path / "[red]b")
-    path, picture, _, curves = write(result, tmp_path / "out")
+    path, picture, _, curves, *_ = write(result, tmp_path / "out")
     assert "<script> $x^{2$" in text_of(picture)
+    assert all("<script> $x^{2$" in text_of(tmp_path / "out" / f"compare-{name}.svg") for name in ("bytes", "clients"))
     assert "<script> $x^{2$" in text_of(curves)
     assert "one pair: no interval" in text_of(picture)
     assert json.loads(path.read_text())["conditions"][0]["values"]["epsilon"]["mean"] == "inf"
@@ -365,19 +383,53 @@ def test_curves_keep_the_rounds_that_all_seeds_have(swept):
     (swept / condition.label / "seed-0" / "metrics.jsonl").write_text(
         '{"round": 1, "accuracy": {"balanced_mean": 0.5}}\n{"round": 2, "accuracy": null}\n'
     )
-    assert {at: len(values) for at, values in curve(condition, "balanced_mean").items()} == {1: 4}
+    assert {at: len(values) for at, values in curve(condition, METRICS["balanced"]).items()} == {1: 4}
+
+
+def test_bytes_add_up_over_rounds(swept):
+    here, _, alone = found(swept).conditions
+    assert sent(here) == {1: 72_000, 2: 144_000, 3: 216_000, 4: 288_000}
+    assert set(sent(alone).values()) == {0}
+
+
+def test_without_bytes_or_clients_there_are_fewer_figures_and_old_ones_go(tiny, tmp_path):
+    run = leave_run(tmp_path / "run", load(tiny, ["method.name=local", "privacy.mechanism=none"])[0])
+    (run / "clients.json").unlink()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "compare-targets.svg").write_text("of an earlier comparison")
+    write(found(run), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "compare-curves.png", "compare-curves.svg", "compare.json", "compare.png", "compare.svg",
+    ]  # fmt: skip
+    (run / "clients.json").write_text("[3]")
+    with pytest.raises(ConfigError, match=r"clients\.json: cannot be read"):
+        write(found(run), tmp_path / "out")
+
+
+def test_clients_are_paired_by_seed_and_client_in_the_baselines_order():
+    base = {(0, 0): 0.5, (0, 1): 0.9, (1, 0): 0.7}
+    new = {(0, 0): 0.75, (0, 1): 0.8, (1, 1): 1.0}
+    assert moved(new, base) == {(0, 0): pytest.approx(25), (0, 1): pytest.approx(-10)}
+    heights = order(base, [base, new])
+    assert sorted(heights, key=heights.__getitem__) == [(0, 1), (1, 0), (0, 0), (1, 1)]  # from the top
+    assert sorted(heights.values()) == pytest.approx([-0.4, -0.4 / 3, 0.4 / 3, 0.4])
+    many = {(seed, k): (k + 20 * seed) / 40 for seed in (0, 1) for k in range(20)}
+    assert worst(many) == pytest.approx(fmean([0.5 / 40, 20.5 / 40]))  # the lowest two of twenty, seed by seed
 
 
 @pytest.mark.slow
-def test_the_command(swept, tmp_path, fedkd):
+def test_the_command(swept, tmp_path, fedkd, fedkd_here):
     done = fedkd("compare", swept, "--metric", "balanced", "--metric", "up", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     for word in ("training alone (baseline)", "+10.5 points", "+8.4 to +12.6", "Student's t", "same in all 4"):
         assert word in done.stdout
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "compare-curves.svg", "compare.json", "compare.png", "compare.svg",
-    ]  # fmt: skip
-    bad = fedkd("compare", tmp_path)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
+    asked = fedkd_here("compare", swept, "--target", "balanced=0.7", "--metric", "up", "-o", tmp_path / "out")
+    assert "Balanced accuracy ≥ 0.7" in asked.stdout and "3 of 4" in asked.stdout and "never" in asked.stdout
+    assert (tmp_path / "out" / "compare-targets.png").exists()
+    bad = fedkd_here("compare", swept, "--target", "balanced=70", "-o", tmp_path / "bad")
+    assert (bad.returncode, len(bad.stderr.splitlines()), (tmp_path / "bad").exists()) == (2, 1, False)
+    bad = fedkd_here("compare", tmp_path)
     assert bad.returncode == 2
     assert len(bad.stderr.splitlines()) == 1
     assert bad.stderr.startswith("ConfigError: ")

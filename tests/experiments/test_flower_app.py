@@ -322,12 +322,12 @@ def test_the_command_gives_the_same_result_for_one_worker_and_two(app, tmp_path,
 
 
 @pytest.mark.slow
-def test_exit_codes_say_who_is_to_blame(app, tmp_path, fedkd):
-    bad = fedkd("flower", tmp_path)
+def test_exit_codes_say_who_is_to_blame(app, tmp_path, fedkd, fedkd_here):
+    bad = fedkd_here("flower", tmp_path)
     assert (bad.returncode, len(bad.stderr.splitlines())) == (2, 1)
     assert bad.stderr.startswith("ConfigError: ")
     raised = fedkd("flower", app, "--num-clients", N, "--run-config", 'strategy="nonsense"', cwd=tmp_path)
     assert raised.returncode == 1
     assert "Traceback" in raised.stderr and "KeyError: 'nonsense'" in raised.stderr and "server_app.py" in raised.stderr
     for option in ("--workers", "--num-clients", "--timeout"):
-        assert fedkd("flower", app, option, "0").returncode == 2
+        assert fedkd_here("flower", app, option, "0").returncode == 2

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.report import render
+from experiments.report import render, sections
 from experiments.report.load import load
 from experiments.report.page import page
 from experiments.report.style import apart
@@ -73,7 +73,8 @@ def make_run(
             "accuracy": {
                 "balanced_mean": 0.1 + (balanced - 0.1) * grown / whole, "personal_mean": personal * grown / whole,
                 "personal_std": 0.05, "personal_worst10": (personal - 0.11) * grown / whole,
-                "global": 0.851 * grown / whole if student else None,
+                "global": 0.851 * grown / whole if student else None, "personal_ece": 0.061,
+                "global_ece": 0.032 if student else None,
             },
             "bytes": {"up": up, "down": up // 3}, "epsilon": None if eps is None else eps * math.sqrt(t / rounds),
         })  # fmt: skip
@@ -131,6 +132,12 @@ def full(path: Path) -> Path:
     make_run(others / "dp-sgd own model", "fedmd", 0.608, 0.869, eps=10.0)
     make_run(others / "logits client-level noise", "fedmd", 0.312, 0.803, eps=10.0)
     return run
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without figures, for tests that look at the words only."""
+    monkeypatch.setattr(sections, "svg", lambda draw, name, alt: "")
 
 
 def sentence(path: Path) -> str:
@@ -240,7 +247,7 @@ def test_sentence_without_a_baseline(tmp_path: Path) -> None:
     )
 
 
-def test_sentence_of_the_baseline_itself(tmp_path: Path) -> None:
+def test_sentence_of_the_baseline_itself(tmp_path: Path, undrawn: None) -> None:
     run = make_run(tmp_path / "run", "local", 0.54, 0.914, eps=None, audit=False, up=0)
     assert sentence(run) == (
         "This is training alone, the baseline itself: balanced accuracy ended at 0.540, with nothing sent; nothing "
@@ -249,7 +256,7 @@ def test_sentence_of_the_baseline_itself(tmp_path: Path) -> None:
     assert "Nothing was sent." in page(load(run))
 
 
-def test_sentence_without_privacy_says_not_private(tmp_path: Path) -> None:
+def test_sentence_without_privacy_says_not_private(tmp_path: Path, undrawn: None) -> None:
     run = make_run(tmp_path / "run", eps=None)
     assert "; what left the clients is NOT private (ε = ∞); " in sentence(run)
     text = page(load(run))
@@ -313,7 +320,7 @@ def test_sentence_of_an_unfinished_run(tmp_path: Path) -> None:
     assert "fedmd on mnist5k" in text.replace("<b>", "").replace("</b>", "")
 
 
-def test_failures_are_in_the_sentence_and_in_the_table(tmp_path: Path) -> None:
+def test_failures_are_in_the_sentence_and_in_the_table(tmp_path: Path, undrawn: None) -> None:
     run = make_run(tmp_path / "run", failures=True)
     assert sentence(run).endswith("; 1 client answer was lost.")
     assert "<td>4</td><td>3</td><td>NaN in &#x27;logits&#x27;</td>" in page(load(run))
@@ -340,9 +347,10 @@ def test_full_page_numbers_markup_and_bytes(tmp_path: Path) -> None:
     seen = check_markup(text)
     summary = json.loads((run / "summary.json").read_text())
     accuracy, sent = summary["accuracy"], summary["bytes"]
-    names = ("balanced_mean", "personal_mean", "personal_std", "personal_worst10", "global")
+    names = ("balanced_mean", "personal_mean", "personal_std", "personal_worst10", "personal_ece", "global")
     expected = [*(accuracy[name] for name in names), sent["up"], sent["down"], 9.9, 1, 42.3]
     assert [float(value) for value in seen.values] == expected
+    assert "ECE on own data; server&#x27;s model 0.032" in text or "ECE on own data; server's model 0.032" in text
     parts = ("accuracy", "clients", "comparison", "traffic", "data", "privacy", "audit", "failures", "reproduce")
     places = [text.index(f'<section id="{name}">') for name in parts]
     assert places == sorted(places)
@@ -361,7 +369,7 @@ def test_full_page_numbers_markup_and_bytes(tmp_path: Path) -> None:
     assert [child.name for child in other.parent.iterdir()] == ["page.html"]
 
 
-@pytest.mark.parametrize(("clients", "classes"), [(3, 10), (160, 242)])
+@pytest.mark.parametrize(("clients", "classes"), [(3, 10), pytest.param(160, 242, marks=pytest.mark.slow)])
 def test_small_and_large_federations(tmp_path: Path, clients: int, classes: int) -> None:
     run = with_baseline(tmp_path / "run", clients=clients, classes=classes, spread=0.1)
     text = page(load(run))
@@ -443,7 +451,7 @@ def test_a_resumed_round_counts_once(tmp_path: Path) -> None:
     assert load(run).up == 3 * 980_000
 
 
-def test_a_failed_write_keeps_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
     run = make_run(tmp_path / "run")
     (run / "report.html").write_text("old")
 

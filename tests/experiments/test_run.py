@@ -46,7 +46,7 @@ def test_a_run_writes_everything_and_says_what_it_did(tiny, tmp_path):
         "up": 4 * 4 * 200 * 10 * 4,
         "down": 3 * 4 * 200 * 10 * 4,
     }  # rounds, clients, m, K, float
-    assert 9.5 < summary["privacy"]["epsilon"] <= 10
+    assert 0.95 < summary["privacy"]["epsilon"] <= 1
     assert summary["privacy"]["statement"]["unit"] == "record"
     targets = [target["target"] for target in summary["audit"]["targets"]]
     assert targets == ["home model", "message", "aggregate", "student"]
@@ -78,23 +78,23 @@ def test_resuming_a_finished_run_changes_nothing(tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mechanism", "engine"),
+    ("mechanism", "engine", "kills"),
     [
-        ("ambassador", "loop"),
-        ("gaussian", "loop"),
-        ("ambassador", "pool"),
-        ("none", "vectorised"),
-        pytest.param("none", "ray", marks=pytest.mark.integration),
+        ("ambassador", "loop", 3),
+        ("gaussian", "loop", 1),
+        ("ambassador", "pool", 2),
+        ("none", "vectorised", 2),
+        pytest.param("none", "ray", 1, marks=pytest.mark.integration),
     ],
 )
-def test_kill_nine_then_resume_gives_the_same_hash(tiny, tmp_path, mechanism, engine):
+def test_kill_nine_then_resume_gives_the_same_hash(tiny, tmp_path, mechanism, engine, kills):
     overrides = [f"privacy.mechanism={mechanism}", "federation.rounds=12", "federation.cohort=0.75"]
     whole = go(tiny, tmp_path / "whole", *overrides, *(["engine.name=vectorised"] if engine == "vectorised" else []))
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "experiments.cli", "run", str(tiny), *overrides, "--out", str(out), "--quiet"]
     command += ["--engine", engine] + (["--workers", "2"] if engine in ("pool", "ray") else [])
     moments = random.Random(len(mechanism))
-    for attempt in range(3):
+    for attempt in range(kills):
         resume = ["--resume"] if list(out.glob("checkpoint/round-*")) else []
         if not resume:
             shutil.rmtree(out, ignore_errors=True)
@@ -202,14 +202,15 @@ def test_a_half_written_checkpoint_is_ignored_and_a_damaged_one_refused(tiny, tm
 @pytest.mark.parametrize("damage", ["empty", "gone", "garbage"])
 def test_every_kind_of_damage_is_one_line(tiny, tmp_path, part, damage):
     out = tmp_path / "run"
-    go(tiny, out, "federation.rounds=1")
+    overrides = ["federation.rounds=1", "privacy.mechanism=gaussian"]  # it is calibrated without a search
+    go(tiny, out, *overrides)
     path = next((out / "checkpoint").glob("round-*")) / part
     if damage == "gone":
         path.unlink()
     else:
         path.write_bytes(b"" if damage == "empty" else os.urandom(64))
     with pytest.raises(ConfigError, match="damaged") as error:
-        go(tiny, out, "federation.rounds=1", resume=True)
+        go(tiny, out, *overrides, resume=True)
     assert "\n" not in str(error.value)
 
 
@@ -238,7 +239,7 @@ def test_the_budget_stops_a_run_before_anything_leaves(tiny, tmp_path, monkeypat
     monkeypatch.setattr(mechanisms, "calibrate", lambda *args: real(*args) * 0.7)
     out = tmp_path / "run"
     with pytest.raises(BudgetExhausted, match="not made"):
-        go(tiny, out, "seed=11")
+        go(tiny, out, "privacy.mechanism=gaussian")
     up = [json.loads(line) for line in (out / "transcript.jsonl").read_text().splitlines()]
     rounds = {line["round"] for line in up if line["direction"] == "up"}
     assert rounds == set(range(1, max(rounds) + 1)) != {1, 2, 3, 4}
@@ -249,6 +250,7 @@ def test_quorum_stops_the_run_with_its_last_checkpoint(tiny, tmp_path):
         go(tiny, tmp_path / "run", "federation.client_timeout=0.0001", "privacy.mechanism=none")
 
 
+@pytest.mark.slow
 def test_local_and_comparison_rows(tiny, tmp_path):
     row = '\n[compare]\nlocal = ["method.name=local", "privacy.mechanism=none"]\n'
     tiny.write_text(tiny.read_text() + row)

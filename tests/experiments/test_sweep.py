@@ -21,6 +21,7 @@ from rich.console import Console
 from experiments.cells import LONGEST, plan
 from experiments.children import Children, Job
 from experiments.lists import parse_seeds, readable, split_values
+from experiments.run import Run
 from experiments.sweep import SWEEP, Sweep, default_jobs, span
 from fedkd.config import load
 from fedkd.errors import ConfigError
@@ -383,9 +384,6 @@ def at_work(out: Path, rounds: int, process: subprocess.Popen[str]) -> list[int]
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 def test_kill_nine_takes_the_children_along_and_the_same_command_goes_on(tiny, tmp_path, fedkd):
     arguments = ["method.temperature=1,2", "federation.rounds=12", "--seeds", "0,1", "--jobs", "2"]
-    whole = fedkd("sweep", tiny, *arguments, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    assert "4 of 4 runs finished" in whole.stdout
     out = tmp_path / "killed"
     for rounds in (3, 1):
         process = begin(tiny, out, *arguments)
@@ -397,11 +395,12 @@ def test_kill_nine_takes_the_children_along_and_the_same_command_goes_on(tiny, t
     done = {place: (out / place / "summary.json").stat().st_mtime_ns for place in summaries(out)}
     last = fedkd("sweep", tiny, *arguments, "--out", out)
     assert last.returncode == 0, last.stderr
-    expected = summaries(tmp_path / "whole")
-    assert len(expected) == 4
+    assert "4 of 4 runs finished" in last.stdout
     for place, summary in summaries(out).items():
-        assert summary["state_hash"] == expected[place]["state_hash"]
-        assert summary["bytes"] == expected[place]["bytes"]
+        alone = Run(load(out / place / "config.toml")[0], tmp_path / "alone" / place).go(False)
+        assert summary["state_hash"] == alone["state_hash"]
+        assert summary["bytes"] == alone["bytes"]
+    assert len({summary["state_hash"] for summary in summaries(out).values()}) == 4
     assert all((out / place / "summary.json").stat().st_mtime_ns == at for place, at in done.items())
     assert not list(out.rglob(".seed-*"))
 
@@ -422,25 +421,25 @@ def test_control_c_ends_the_children_and_says_how_to_go_on(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_failing_run_does_not_stop_the_others(tiny, tmp_path, fedkd):
-    arguments = ["privacy.mechanism=none", "federation.client_timeout=0.0001,100.0", "--seeds", "0,1"]
+    timeouts = "federation.client_timeout=0.0001,0.0002,100.0"
+    arguments = ["privacy.mechanism=none", timeouts, "--seeds", "0", "--jobs", "2"]
     out = tmp_path / "out"
     done = fedkd("sweep", tiny, *arguments, "--out", out)
     assert done.returncode == 1
-    assert "2 of 4 runs finished" in done.stdout
+    assert "1 of 3 runs finished" in done.stdout
     failed = [line for line in done.stderr.splitlines() if " failed: " in line]
     assert [line.partition(" failed")[0] for line in failed] == [
         "federation.client_timeout=0.0001 seed 0",
-        "federation.client_timeout=0.0001 seed 1",
+        "federation.client_timeout=0.0002 seed 0",
     ]
     assert all("QuorumError: " in line for line in failed)
-    assert sorted(summaries(out)) == [f"federation.client_timeout=100.0/seed-{seed}" for seed in (0, 1)]
+    assert list(summaries(out)) == ["federation.client_timeout=100.0/seed-0"]
 
 
-@pytest.mark.slow
-def test_bad_input_is_one_line_and_leaves_nothing(tiny, tmp_path, fedkd):
+def test_bad_input_is_one_line_and_leaves_nothing(tiny, tmp_path, fedkd_here):
     out = tmp_path / "out"
     for arguments in (["method.mu=1,2"], ["--seeds", "x"], ["--jobs", "0"], ["method.name=fedmd,local"]):
-        done = fedkd("sweep", tiny, *arguments, "--out", out)
+        done = fedkd_here("sweep", tiny, *arguments, "--out", out)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("ConfigError: ")

@@ -73,6 +73,7 @@ def test_poisson_gaussian_agrees_with_four_accountants(row):
     assert low < live < high + LIVE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row", [row for row in VECTORS["poisson_gaussian"]["rows"] if row["pld_1e4"] < 10], ids=lambda row: row["name"]
 )
@@ -148,6 +149,7 @@ def test_sampled_replace_needs_the_norm_not_only_the_distance():
     assert epsilon([Event(sigma / math.sqrt(2), rate)], truth, "replace", LIVE_INTERVAL) < 1.5  # the tempting mistake
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", VECTORS["heterogeneous"]["rows"], ids=lambda row: row["name"])
 def test_heterogeneous_composition(row):
     parts = [Event(*part) for part in row["events"]]
@@ -201,6 +203,7 @@ def test_releases_cost_more_and_sampling_never_does(history, more):
     assert 0 <= alone <= epsilon(unsampled, 1e-5, "add_remove") + LIVE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relation", ["add_remove", "replace"])
 def test_tiny_noise_is_bounded_in_time_and_still_counted(relation):
     start = time.process_time()
@@ -233,6 +236,7 @@ def test_calibration_without_sampling_is_the_closed_form(row):
     assert calibrate(row["epsilon"], row["delta"], 1.0, 9, "replace") == pytest.approx(3 * row["sigma"], rel=1e-6)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, max_examples=6, deadline=None)
 @given(
     target=st.floats(0.05, 12),
@@ -262,6 +266,7 @@ def test_calibration_is_fast_and_cached():
     assert 0.9999 * 10 < epsilon([Event(sigma, 0.35, 80)], 1e-3, "add_remove") <= 10
 
 
+@pytest.mark.slow
 def test_calibration_stops_where_delta_alone_pays():
     """A unit takes part in five releases with probability 5e-6, less than delta: any noise will do."""
     assert calibrate(1.0, 1e-3, 1e-6, 5, "add_remove") == 0.2

@@ -27,7 +27,7 @@ CONFIG = Config.from_raw(
         "federation": {"clients": 3, "rounds": 2},
         "model": {"name": "linear", "by_client": ["linear", "mlp", "cnn"]},
         "method": {"name": "fedmd", "loss": "kl", "student_epochs": 1},
-        "privacy": {"mechanism": "ambassador", "delta": 1e-3, "steps": 2},
+        "privacy": {"mechanism": "ambassador", "epsilon": 1.0, "delta": 1e-3, "steps": 2},
     }
 )
 
