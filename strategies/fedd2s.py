@@ -21,6 +21,7 @@ Decided here:
 * Answers q are matched by record id, not by place in a batch, and kept by the server until their owner is asked again,
   however long that takes, so they may come from an older head. ``downlink = "head"`` sends the head instead, the latest
   one trained on this client's way; the client answers q for itself, from its features at the start of the round.
+* ``answers = "training"`` takes q from the forward passes of the head's last epoch, as FedGKT's code does.
 * ``kd_grad``: the KL trains all layers, or (``shared_only``) those up to the cut, the dropped ones being held fixed for
   that term.
 * A head that is first needed starts from the head of the cut before it, where the parameters' names agree, and trains
@@ -92,7 +93,10 @@ class FedD2S(Method):
     upload: Literal["per_sample", "class_mean"] = Field("per_sample", description="rows that a client sends")
     feature_dtype: Literal["fp32", "fp16", "int8"] = Field("fp32", description="type of the features sent")
     start: Literal["common", "own"] = Field("common", description="whether clients of one model start alike")
-    server_epochs: int = Field(1, ge=0, description="epochs a round of the server's heads")
+    answers: Literal["after", "training"] = Field(
+        "after", description="when q is read: after the head's training, or in its last epoch, a pass less"
+    )
+    server_epochs: int = Field(1, ge=1, description="epochs a round of the server's heads")
     server_batch: int = Field(128, ge=1, description="minibatch size of the server's heads")
     warmup_heads: int = Field(0, ge=0, description="epochs more in a head's first round")
 
@@ -292,12 +296,13 @@ class FedD2S(Method):
         for (name, depth), answers in sorted(groups.items(), key=lambda item: item[0]):
             model = task.models[name]
             h = torch.cat([_features(a.knowledge) for a in answers])
-            head = self._train(task, server, name, depth, answers, h, rng)
+            head, labels = self._train(task, server, name, depth, answers, h, rng)
             after |= nest(f"head/{name}/{depth}", head)
             after[f"trained/{name}/{depth}"] = server[f"trained/{name}/{depth}"] + 1
             if self.downlink == "logits":
                 rows = [len(_logits(a.knowledge)) for a in answers]
-                for a, q in zip(answers, torch.split(heads(model, head, h, depth), rows), strict=True):
+                labels = heads(model, head, h, depth) if self.answers == "after" else labels
+                for a, q in zip(answers, torch.split(labels, rows), strict=True):
                     ids = a.knowledge.tensors.get(f"{RECORD}id")
                     told = {"q": q.clone()} if ids is None else {f"{RECORD}q": q.clone(), f"{RECORD}id": ids}
                     after |= nest(_of(a.peer.client), told)
@@ -316,11 +321,12 @@ class FedD2S(Method):
         answers: Sequence[Answer],
         h: Tensor,
         rng: np.random.Generator,
-    ) -> Params:
+    ) -> tuple[Params, Tensor]:
+        """The head, trained, and its logits as they were when it last trained on each row."""
         model, distance = task.models[name], kl(self.temperature)
         z = torch.cat([_logits(a.knowledge) for a in answers])
         y, weight = (torch.cat(parts) for parts in zip(*(_labels(a.knowledge) for a in answers), strict=True))
-        rows = weight.nonzero()[:, 0]  # without the classes that a client does not have
+        rows, seen = weight.nonzero()[:, 0], torch.zeros_like(z)  # no rows of classes that a client does not have
         trained = self._trained(server, name, depth)
         epochs = self.server_epochs + (self.warmup_heads if trained != depth else 0)
         order = learn.batches(rng, len(rows), self.server_batch, epochs).to(h.device)
@@ -328,6 +334,8 @@ class FedD2S(Method):
         def objective(p: Params, row: Tensor) -> Tensor:
             index = rows[row.clamp(min=0)]
             logits = model.head(p, h[index], depth)
+            if self.answers == "training":
+                seen[index[row >= 0]] = logits.detach()[row >= 0]
             loss = cross_entropy(logits, y[index]) + self.lam_server * distance(logits, z[index])
             share = weight[index] * (row >= 0)
             return (loss * share).sum() / share.sum()
@@ -335,7 +343,7 @@ class FedD2S(Method):
         head = pick(f"head/{name}/{depth}", server)
         if trained not in (None, depth):
             head |= {k: p for k, p in pick(f"head/{name}/{trained}", server).items() if k in head}
-        return learn.descend(head, order, objective, task.optimizer)
+        return learn.descend(head, order, objective, task.optimizer), seen
 
     def _cut(self, task: Task, server: Params, t: int, of: Peer) -> int | None:
         past = t - 1 if self.clock == "global_round" else int(server.get(f"{_of(of.client)}/turns", 0))
