@@ -43,9 +43,9 @@ class Knowledge:
     tensors: Mapping[str, Tensor]
     weight: Tensor = field(default_factory=lambda: _ONE)
 
-    def identity(self) -> tuple[int, ...]:
-        """Equal for two knowledges that hold the very same tensors, while one of them lives."""
-        return tuple(map(id, (self.weight, *self.tensors.values())))
+    def identity(self) -> tuple[object, ...]:
+        """Equal for two knowledges that hold the very same tensors by the same names, while one of them lives."""
+        return id(self.weight), *((name, id(tensor)) for name, tensor in self.tensors.items())
 
     @cached_property
     def nbytes(self) -> int:

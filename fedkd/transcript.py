@@ -37,7 +37,7 @@ class Transcript:
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
-        self._seen: dict[tuple[int, ...], tuple[Knowledge, dict[str, tuple[int, ...]]]] = {}
+        self._seen: dict[tuple[object, ...], tuple[Knowledge, dict[str, tuple[int, ...]]]] = {}
 
     def write(self, t: int, client: int, direction: Literal["up", "down"], knowledge: Knowledge) -> None:
         """Record a message. What is sent to many clients is looked at once."""

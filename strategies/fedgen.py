@@ -3,11 +3,13 @@
 Zhu, Hong, Zhou; ICML 2021; arXiv:2105.10056, Algorithm 1. Evidence: official-code (zhuangdizhu/FedGen).
 As in the released code: weights are averaged in full; the generator makes inputs of the head from a label and uniform
 noise; its objective is the clients' heads' cross-entropy, each weighted by its share of the label's records, plus
-eta times the diversity term (a port left it out); it is not used in round 1; alpha and beta decay by ``decay`` a round.
+eta times the diversity term (a port left it out), whose pairs are of any labels, so that what it spreads most is the
+labels; it is not used in round 1; alpha and beta decay by ``decay`` a round.
 Decided here: LayerNorm in the generator instead of BatchNorm, whose statistics clients with few labels would spoil;
 its Adam starts anew each round; no adversarial student term (weight 0 in the released settings) and no weight decay.
 Label counts are a client's records of all K classes, not those its minibatches happened to hold. In every minibatch a
-record meets the generated features of its own label (beta) and of a drawn one (alpha). The noise is the client's own:
+record meets the generated features of its own label (beta) and of a drawn one (alpha); the defaults of 1 instead of 10
+suit our Adam. The noise is the client's own:
 ``latents`` rows a round, drawn where other methods draw minibatches of public inputs, so it costs no bytes; records
 take the rows in turn. Labels are drawn from those that anybody ever held; a class that nobody of a cohort holds keeps
 its generator as it was taught before.
@@ -34,7 +36,7 @@ from fedkd.models import Model
 from fedkd.optim import Adam
 from fedkd.task import Client, Task
 
-GRAIN = 1 << 24  # uniform noise travels as integers below this, which float32 divides exactly
+GRAIN = 1 << 24  # uniform noise is drawn as integers below this, which float32 holds exactly
 
 
 class FedGen(Method):

@@ -26,6 +26,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from fedkd.method import Evidence
+from fedkd.models import Model
 from strategies.fedd2s import FedD2S
 
 
@@ -35,17 +36,21 @@ class FedGKT(FedD2S):
     evidence: ClassVar[Evidence] = "official-code"
 
     after: str | None = Field(None, description="block whose output is sent; default each model's last but one")
-    mode: Literal["off"] = "off"
-    kd_grad: Literal["all"] = "all"
-    upload: Literal["per_sample"] = "per_sample"
-    downlink: Literal["logits"] = "logits"
-    dropping: None = None
-    rate: None = None
-    period: None = None
-    order: Literal["deep_to_shallow"] = "deep_to_shallow"
-    clock: Literal["global_round"] = "global_round"
-    final: Literal["keep_last"] = "keep_last"
+    mode: Literal["off"] = Field("off", description="fixed: this is what makes it FedGKT")
+    kd_grad: Literal["all"] = Field("all", description="fixed: this is what makes it FedGKT")
+    upload: Literal["per_sample"] = Field("per_sample", description="fixed: this is what makes it FedGKT")
+    downlink: Literal["logits"] = Field("logits", description="fixed: this is what makes it FedGKT")
+    dropping: None = Field(None, description="fixed: this is what makes it FedGKT")
+    rate: None = Field(None, description="fixed: this is what makes it FedGKT")
+    period: None = Field(None, description="fixed: this is what makes it FedGKT")
+    order: Literal["deep_to_shallow"] = Field("deep_to_shallow", description="fixed: this is what makes it FedGKT")
+    clock: Literal["global_round"] = Field("global_round", description="fixed: this is what makes it FedGKT")
+    final: Literal["keep_last"] = Field("keep_last", description="fixed: this is what makes it FedGKT")
 
     def named(self) -> tuple[str, list[str] | None]:
-        """One block; the last but one of each model where none is named, since the first cut is never left."""
+        """The one block."""
         return "after", None if self.after is None else [self.after]
+
+    def depths(self, model: Model) -> list[int]:
+        """One cut."""
+        return super().depths(model)[:1]

@@ -11,6 +11,7 @@ prototype. All K rows travel; a class that a client lacks is a row of zeros, not
 Clients are scored with their own head, which keeps them comparable with other methods;
 ``inference = "prototype"`` is the paper's nearest prototype, as the linear head that decides the same:
 argmin |h - C_y|^2 = argmax 2 h.C_y - |C_y|^2. Architectures may differ where their heads' inputs are of one width.
+On digits (dirichlet 0.3, mlp) scoring by head did not beat staying alone, and a strong pull cost accuracy.
 The input of ``linear``'s head is the record itself: there the pull moves nothing, and prototypes are mean records.
 """
 

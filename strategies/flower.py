@@ -77,7 +77,7 @@ class KnowledgeStrategy(Strategy):
         self.scores: dict[int, dict[str, float]] = {}
         self._node_of: Callable[[int], int] | None = None
         self._asked: dict[int, tuple[int, Knowledge]] = {}  # this round's cohort: (node id, what it was told)
-        self._packed_last: tuple[tuple[int, ...], Knowledge, RecordDict] | None = None
+        self._packed_last: tuple[tuple[object, ...], Knowledge, RecordDict] | None = None
 
     def resume(self, t: int, server: Params, ledger: Ledger) -> None:
         """Continue after round ``t``."""

@@ -30,13 +30,15 @@ def configuration(name: str, mechanism: str) -> Config:
     kind = method_class(name)
     models = ["linear"] if kind.same_model else ["linear", "mlp"]
     method = {"name": name, "epochs": 1}
-    match name:  # what the smallest of all models and trainings is too small for
+    match name:  # what the smallest of all models and trainings is too small for, or the defaults too large
         case "fedmd":
             method["loss"] = "kl"
         case "fedper":
             models = ["mlp"]
         case "fedrep":
             models, method["epochs"] = ["mlp"], 2
+        case "dense":
+            method |= {"synthesis_epochs": 2, "synthesis_batch": 16, "generator_steps": 3}
     raw = {
         "seed": 5,
         "data": {"name": "digits", "partition": "dirichlet", "alpha": 0.5, "test": 100},

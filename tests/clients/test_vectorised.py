@@ -168,6 +168,7 @@ def test_in_double_precision_blocks_of_any_size_do_exactly_what_the_loop_does(do
         assert distance(got, expected) < 1e-10
 
 
+@pytest.mark.slow
 @every_case
 def test_in_single_precision_the_answers_are_within_the_methods_tolerance(name, models, privacy):
     if name == "dense":

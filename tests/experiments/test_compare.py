@@ -291,6 +291,7 @@ def test_a_run_that_is_not_the_sweeps_is_refused(swept, tiny):
         read([swept])
 
 
+@pytest.mark.slow
 def test_the_files_repeat_byte_for_byte_wherever_the_runs_are(tiny, tmp_path):
     deep = tmp_path / "deep" / "er"
     deep.mkdir(parents=True)
@@ -350,6 +351,7 @@ def test_the_figures_say_what_they_show(swept, tmp_path):
 EVIL = "<script> $x^{2$ & \"' ]]> 漢字"
 
 
+@pytest.mark.slow
 def test_hostile_labels_stay_text_and_one_seed_is_enough(tiny, tmp_path):
     leave_run(tmp_path / EVIL, load(tiny)[0], privacy={"epsilon": "inf"})
     leave_run(tmp_path / "[red]b", load(tiny, ["method.temperature=2"])[0], accuracy=None, audit=None)

@@ -398,6 +398,7 @@ def test_bare_files_still_make_a_page(tmp_path: Path) -> None:
 EVIL = '<script>alert("1")</script> $x^{2$ & \' ]]> 漢字 \x1b[31m‮ https://example.org'
 
 
+@pytest.mark.slow
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     run = full(tmp_path / "run")
     (run / "compare" / "dp-sgd own model").rename(run / "compare" / EVIL.replace("/", "|"))

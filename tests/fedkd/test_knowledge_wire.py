@@ -312,3 +312,9 @@ def test_a_snapshot_sees_every_edit_of_a_state(edit):
     elif edit == "a record is new":
         state["more"] = MetricRecord({"n": 1})
     assert (wire.snapshot(state) != before) == (edit != "none")
+
+
+def test_the_same_tensors_by_other_names_are_another_message():
+    mark = torch.empty(0)
+    assert Knowledge({"cut/a": mark}).identity() == Knowledge({"cut/a": mark}).identity()
+    assert Knowledge({"cut/a": mark}).identity() != Knowledge({"cut/b": mark}).identity()

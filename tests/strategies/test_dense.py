@@ -180,6 +180,7 @@ def test_bad_fields_are_refused(field):
         config("dense", **field)
 
 
+@pytest.mark.slow
 def test_the_student_of_one_round_beats_staying_alone():
     data = {"limit": None, "test": 300, "alpha": 0.3, "reserve": 300}
     kept = {"data": data, "federation": {"clients": 5, "rounds": 1}, "epochs": 20, "lr": 0.003, "seed": 0}

@@ -126,6 +126,7 @@ def test_clients_with_one_class_take_part_and_names_do_not_tell_which():
     assert rounds[-1].accuracy.personal_mean > 0.9
 
 
+@pytest.mark.slow
 def test_shared_bases_beat_staying_alone_on_a_clients_own_data():
     data = {"limit": None, "test": 300, "alpha": 0.3, "reserve": 300}
     kept = {"data": data, "federation": {"clients": 10, "rounds": 15, "evaluate_every": 15}, "epochs": 2, "lr": 0.003}

@@ -126,6 +126,7 @@ def test_a_client_with_one_class_takes_part():
     assert rounds[-1].accuracy.personal_mean > 0.9
 
 
+@pytest.mark.slow
 def test_a_head_trained_enough_on_few_records_beats_staying_alone():
     data = {"limit": 1000, "test": 300, "alpha": 0.5}
     kept = {"data": data, "federation": {"clients": 20, "rounds": 15, "evaluate_every": 15}, "lr": 0.003, "seed": 0}

@@ -103,7 +103,7 @@ def aggregate(here: Site, server: dict, released: list[Released], t: int = 2) ->
 
 
 @every_method
-@pytest.mark.parametrize("model", ["linear", "mlp"])
+@pytest.mark.parametrize("model", ["linear", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_the_same_configuration_gives_the_same_state(name, model):
     config = tiny(name, model={"name": model})
     prints = []
