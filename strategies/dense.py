@@ -98,6 +98,7 @@ class Dense(Method):
         shape, device = tuple(task.public_x.shape[1:]), task.public_x.device
         net = generator(shape, self.latent, self.width)
         z = torch.from_numpy(rng.standard_normal((self.synthesis_batch, self.latent), dtype=np.float32))
+        z = z.to(torch.get_default_dtype())
         wanted = torch.from_numpy(rng.integers(task.num_classes, size=self.synthesis_batch)).to(device)
         params = {**nest("net", net.init(int(rng.integers(2**31)))), "z": z}
         params = {name: value.to(device) for name, value in params.items()}

@@ -278,7 +278,7 @@ class FedD2S(Method):
 
     def _compress(self, h: Tensor, real: Tensor) -> tuple[Tensor, Params]:
         if self.feature_dtype != "int8":
-            return h.to(DTYPES[self.feature_dtype]), {}
+            return (h if self.feature_dtype == "fp32" else h.to(DTYPES[self.feature_dtype])), {}
         largest = (h.flatten(1).abs().amax(1) * real).amax()  # whatever padding gives is not the client's
         scale = (largest / 127).clamp(min=1e-12)
         return (h / scale).round().clamp(-127, 127).to(torch.int8), {"scale": scale}
@@ -402,7 +402,8 @@ def _of(client: int) -> str:
 
 def _features(said: Knowledge) -> Tensor:
     h = said.tensors["h"] if "h" in said.tensors else said.tensors[f"{RECORD}h"]
-    return h.float() * said.tensors["scale"] if "scale" in said.tensors else h.float()
+    h = h.to(torch.get_default_dtype())
+    return h * said.tensors["scale"] if "scale" in said.tensors else h
 
 
 def _logits(said: Knowledge) -> Tensor:

@@ -76,7 +76,7 @@ class FedGen(Method):
 
         def uniform(fan_in: int, *shape: int) -> Tensor:
             bound = fan_in**-0.5
-            return torch.from_numpy(rng.uniform(-bound, bound, shape).astype(np.float32))
+            return torch.from_numpy(rng.uniform(-bound, bound, shape)).to(torch.get_default_dtype())
 
         generator = {
             "label": uniform(inputs, classes, self.hidden),
@@ -103,7 +103,7 @@ class FedGen(Method):
         w, generator = pick("model", down.tensors), pick("generator", down.tensors)
         w = self.guided(task, w, client, generator, down) if generator else task.fit(task, w, client)
         classes = torch.arange(task.num_classes, device=client.y.device)
-        counts = (client.y[:, None] == classes).sum(0).to(torch.float32)  # padding, -1, is in no class
+        counts = (client.y[:, None] == classes).sum(0).to(torch.get_default_dtype())  # padding, -1, is in no class
         return {}, Knowledge({**w, "counts": counts}, size(client))
 
     def guided(self, task: Task, w: Params, client: Client, generator: Params, down: Knowledge) -> Params:
@@ -150,7 +150,7 @@ class FedGen(Method):
         order = torch.arange(self.generator_steps * self.generator_batch).view(self.generator_steps, -1)
         held = np.flatnonzero(counts.sum(0).cpu().numpy())
         y = torch.from_numpy(rng.choice(held, order.numel())).to(counts.device)
-        z = torch.from_numpy(rng.random((order.numel(), self.noise), dtype=np.float32)).to(counts.device)
+        z = torch.from_numpy(rng.random((order.numel(), self.noise), dtype=np.float32)).to(counts)
         answer = vmap(lambda head, h: model.head(head, h, depth), in_dims=(0, None))
 
         def objective(g: Params, row: Tensor) -> Tensor:
@@ -202,4 +202,4 @@ def _width(model: Model, shape: tuple[int, ...]) -> int:
 @lru_cache(maxsize=8)
 def _strength(decay: float, t: int) -> Tensor:
     """``decay^(t - 1)``, one tensor for all clients, so that their broadcast is seen to be the same."""
-    return torch.tensor(decay ** (t - 1))
+    return torch.tensor(decay ** (t - 1), dtype=torch.float32)

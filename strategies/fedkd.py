@@ -198,4 +198,4 @@ def mentee_of(task: Task, down: Knowledge) -> Model:
 
 @cache
 def _scalar(value: float) -> Tensor:
-    return torch.tensor(value)  # one for all clients, so that a broadcast is packed once
+    return torch.tensor(value, dtype=torch.float32)  # one for all clients, so that a broadcast is packed once
