@@ -97,6 +97,11 @@ def masked_mean(values: Tensor, row: Tensor) -> Tensor:
     return (values * real).sum() / real.sum().clamp(min=1)
 
 
+def members(y: Tensor, num_classes: int) -> Tensor:
+    """Whether each record is of each class (n, K), given labels (n,); padding, -1, is of none."""
+    return y[:, None] == torch.arange(num_classes, device=y.device)
+
+
 def fit(
     task: Task, params: Params, client: Client, *, loss: Loss = cross_entropy, penalty: Penalty | None = None
 ) -> Params:

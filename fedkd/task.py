@@ -83,3 +83,8 @@ class Task:
     rounds: int
     optimizer: Optimizer
     fit: Fit
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, public or private."""
+        return tuple(self.public_x.shape[1:])

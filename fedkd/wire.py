@@ -53,8 +53,13 @@ class Array(flwr.app.Array):  # the name is part of Flower's encoding: the other
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Wrap named tensors, by reference."""
-    record = ArrayRecord()  # its constructor would copy every array into Flower's own
-    record.__dict__["_data"] = {name: Array(tensor) for name, tensor in tensors.items()}
+    return array_record({name: Array(tensor) for name, tensor in tensors.items()})
+
+
+def array_record(arrays: Mapping[str, flwr.app.Array]) -> ArrayRecord:
+    """What ``ArrayRecord(arrays)`` gives, which would copy every array into Flower's own."""
+    record = ArrayRecord()
+    record.__dict__["_data"] = dict(arrays)
     return record
 
 

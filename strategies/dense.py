@@ -95,7 +95,7 @@ class Dense(Method):
 
     def generate(self, task: Task, student: Params, ensemble: Ensemble, rng: np.random.Generator) -> Tensor:
         """A batch of images: the best that a fresh generator and its inputs reach together."""
-        shape, device = tuple(task.public_x.shape[1:]), task.public_x.device
+        shape, device = task.input_shape, task.public_x.device
         net = generator(shape, self.latent, self.width)
         z = torch.from_numpy(rng.standard_normal((self.synthesis_batch, self.latent), dtype=np.float32))
         z = z.to(torch.get_default_dtype())

@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -54,9 +54,11 @@ from fedkd.errors import ConfigError
 from fedkd.knowledge import RECORD, Knowledge, Params, Schema, nest, pick
 from fedkd.losses import cross_entropy, kl
 from fedkd.method import Answer, Evidence, Method, Peer, Pool, size
-from fedkd.models import Model, Shape
+from fedkd.models import Model, feature_shape, in_batches
 from fedkd.task import Client, Task
 
+BATCH = 128  # rows of a pass without gradients; on one core larger ones leave its cache
+_MARK = torch.empty(0)  # the name of a mark says everything
 EPS = 1e-9  # 0.1 * 30 is a little less than 3 in binary
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
 Given = tuple[Tensor, Tensor]
@@ -184,7 +186,7 @@ class FedD2S(Method):
         depth = self._cut(task, server, t, to)
         if depth is None:
             return Knowledge({})
-        told: Params = {f"cut/{model.blocks[depth - 1]}": _marked(model.blocks[depth - 1])}
+        told: Params = {f"cut/{model.blocks[depth - 1]}": _MARK}
         if self.downlink == "logits":
             names = (f"{RECORD}q", f"{RECORD}id", "q")
             return Knowledge(told | {n: server[key] for n in names if (key := f"{_of(to.client)}/{n}") in server})
@@ -199,7 +201,7 @@ class FedD2S(Method):
         if depth is None:
             return {}
         classes = task.num_classes
-        feature = feature_shape(task.model, depth, tuple(task.public_x.shape[1:]))
+        feature = feature_shape(task.model, depth, task.input_shape)
         dtype = DTYPES[self.feature_dtype]
         schema: dict[str, tuple[tuple[int | None, ...], torch.dtype]]
         if self.upload == "class_mean":
@@ -258,22 +260,22 @@ class FedD2S(Method):
         depth = _told("head", model, down)
         if depth is None:
             return None
-        h = features(model, client.personal, client.x, depth)
-        return heads(model, pick(f"head/{model.blocks[depth - 1]}", told), h, depth), everywhere
+        h = in_batches(partial(model.features, client.personal, depth=depth), client.x, BATCH)
+        head = pick(f"head/{model.blocks[depth - 1]}", told)
+        return in_batches(partial(model.head, head, depth=depth), h, BATCH), everywhere
 
     def _answer(self, task: Task, w: Params, client: Client, depth: int) -> Params:
-        h = features(task.model, w, client.x, depth)
-        z = heads(task.model, w, h, depth)
+        h = in_batches(partial(task.model.features, w, depth=depth), client.x, BATCH)
+        z = in_batches(partial(task.model.head, w, depth=depth), h, BATCH)
         real = client.y >= 0
         if self.upload == "per_sample":
             ids = torch.where(real, torch.arange(len(real), device=real.device), -1)
             sent, scale = self._compress(h, real)
             return {f"{RECORD}h": sent, f"{RECORD}z": z, f"{RECORD}y": client.y, f"{RECORD}id": ids} | scale
-        classes = torch.arange(task.num_classes, device=real.device)
-        member = client.y[:, None] == classes  # padding is of no class
+        member = learn.members(client.y, task.num_classes)
         count = member.sum(0)
         share = (member / count.clamp(min=1)).T
-        sent, scale = self._compress((share @ h.flatten(1)).reshape(len(classes), *h.shape[1:]), count > 0)
+        sent, scale = self._compress((share @ h.flatten(1)).reshape(task.num_classes, *h.shape[1:]), count > 0)
         return {"h": sent, "z": share @ z, "count": count} | scale
 
     def _compress(self, h: Tensor, real: Tensor) -> tuple[Tensor, Params]:
@@ -301,7 +303,8 @@ class FedD2S(Method):
             after[f"trained/{name}/{depth}"] = server[f"trained/{name}/{depth}"] + 1
             if self.downlink == "logits":
                 rows = [len(_logits(a.knowledge)) for a in answers]
-                labels = heads(model, head, h, depth) if self.answers == "after" else labels
+                if self.answers == "after":
+                    labels = in_batches(partial(model.head, head, depth=depth), h, BATCH)
                 for a, q in zip(answers, torch.split(labels, rows), strict=True):
                     ids = a.knowledge.tensors.get(f"{RECORD}id")
                     told = {"q": q.clone()} if ids is None else {f"{RECORD}q": q.clone(), f"{RECORD}id": ids}
@@ -362,32 +365,6 @@ def lookup(q: Tensor, ids: Tensor, n: int) -> Given:
     table = q.new_zeros((n + 1, q.shape[1])).scatter(0, place[:, None].expand_as(q), q)
     known = q.new_zeros(n + 1).scatter(0, place, torch.ones_like(place, dtype=q.dtype))
     return table[:n], known[:n]
-
-
-def features(model: Model, params: Mapping[str, Tensor], x: Tensor, depth: int, batch: int = 128) -> Tensor:
-    """`Model.features` without gradients and in batches."""
-    with torch.no_grad():
-        parts = [model.features(params, part, depth) for part in torch.split(x, batch)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def heads(model: Model, params: Mapping[str, Tensor], h: Tensor, depth: int, batch: int = 128) -> Tensor:
-    """`Model.head` without gradients and in batches."""
-    with torch.no_grad():
-        parts = [model.head(params, part, depth) for part in torch.split(h, batch)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-@lru_cache(maxsize=64)
-def feature_shape(model: Model, depth: int, shape: Shape) -> Shape:
-    """Shape of one record's features at a depth, given that of its input; nothing is computed."""
-    params = {name: torch.empty_like(p, device="meta") for name, p in model.net.named_parameters()}
-    return tuple(model.features(params, torch.empty((1, *shape), device="meta"), depth).shape[1:])
-
-
-@lru_cache(maxsize=64)
-def _marked(block: str) -> Tensor:
-    return torch.empty(0)  # its name says everything; one a block, as a message is known by its tensors' identity
 
 
 def _told(kind: str, model: Model, down: Knowledge) -> int | None:

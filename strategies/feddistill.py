@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedkd import learn
 from fedkd.knowledge import Knowledge, Params, Schema
 from fedkd.losses import Loss, cross_entropy, kl
 from fedkd.method import Evidence, Method, Peer, Pool
@@ -69,8 +70,7 @@ class FedDistill(Method):
         taught = "logits" in down.tensors
         w = task.fit(task, client.personal, client, loss=self.pulled(down) if taught else cross_entropy)
         logits = task.model.logits(w, client.x)
-        classes = torch.arange(task.num_classes, device=client.y.device)
-        member = (client.y[:, None] == classes).to(logits.dtype)  # padding, -1, is in no class
+        member = learn.members(client.y, task.num_classes).to(logits.dtype)
         counts = member.sum(0)
         means = member.T @ logits / counts.clamp(min=1)[:, None]
         return w, Knowledge({"logits": means, "counts": counts})

@@ -17,6 +17,7 @@ its generator as it was taught before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar
@@ -32,7 +33,7 @@ from fedkd import learn, seeds
 from fedkd.knowledge import Knowledge, Params, Schema, nest, pick
 from fedkd.losses import cross_entropy, kl
 from fedkd.method import Answer, Evidence, Method, Peer, Pool, size
-from fedkd.models import Model
+from fedkd.models import Model, feature_shape
 from fedkd.optim import Adam
 from fedkd.task import Client, Task
 
@@ -71,7 +72,8 @@ class FedGen(Method):
     def server_init(self, task: Task, seed: int) -> Params:
         """A model and a generator; nobody has told of records."""
         rng = seeds.generator(seed, "init/fedgen generator")
-        classes, features = task.num_classes, _width(task.model, tuple(task.public_x.shape[1:]))
+        classes = task.num_classes
+        features = math.prod(feature_shape(task.model, _depth(task.model), task.input_shape))
         inputs = classes + self.noise
 
         def uniform(fan_in: int, *shape: int) -> Tensor:
@@ -102,8 +104,7 @@ class FedGen(Method):
         """Train on records and on generated features; send weights and label counts."""
         w, generator = pick("model", down.tensors), pick("generator", down.tensors)
         w = self.guided(task, w, client, generator, down) if generator else task.fit(task, w, client)
-        classes = torch.arange(task.num_classes, device=client.y.device)
-        counts = (client.y[:, None] == classes).sum(0).to(torch.get_default_dtype())  # padding, -1, is in no class
+        counts = learn.members(client.y, task.num_classes).sum(0).to(torch.get_default_dtype())
         return {}, Knowledge({**w, "counts": counts}, size(client))
 
     def guided(self, task: Task, w: Params, client: Client, generator: Params, down: Knowledge) -> Params:
@@ -190,13 +191,6 @@ def draw(held: Tensor, u: Tensor) -> Tensor:
 
 def _depth(model: Model) -> int:
     return len(model.blocks) - 1
-
-
-@lru_cache(maxsize=64)
-def _width(model: Model, shape: tuple[int, ...]) -> int:
-    """Numbers in the input of the head."""
-    meta = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in model.schema.items()}  # type: ignore[arg-type]
-    return model.features(meta, torch.empty((1, *shape), device="meta"), _depth(model)).numel()
 
 
 @lru_cache(maxsize=8)

@@ -17,8 +17,9 @@ The input of ``linear``'s head is the record itself: there the pull moves nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -31,12 +32,11 @@ from fedkd.errors import ConfigError
 from fedkd.knowledge import Knowledge, Params, Schema
 from fedkd.losses import cross_entropy
 from fedkd.method import Evidence, Method, Peer, Pool
-from fedkd.models import Model
+from fedkd.models import Model, feature_shape, in_batches
 from fedkd.task import Client, Task
 
 HEAD = ("head.weight", "head.bias")
 NEVER = -1e9  # logit of a class without a prototype
-BATCH = 500  # records whose features are computed at once
 
 
 class FedProto(Method):
@@ -96,10 +96,8 @@ class FedProto(Method):
             w = learn.descend(client.personal, client.order, objective, task.optimizer)
         else:
             w = task.fit(task, client.personal, client)
-        with torch.no_grad():
-            h = torch.cat([model.features(w, part, depth).flatten(1) for part in torch.split(client.x, BATCH)])
-        classes = torch.arange(task.num_classes, device=client.y.device)
-        member = (client.y[:, None] == classes).to(h.dtype)  # padding, -1, is in no class
+        h = in_batches(partial(model.features, w, depth=depth), client.x).flatten(1)
+        member = learn.members(client.y, task.num_classes).to(h.dtype)
         counts = member.sum(0)
         sums, weights = member.T @ h, counts
         if self.weighting == "uniform":
@@ -128,13 +126,7 @@ class FedProto(Method):
 
 def width(task: Task) -> int:
     """Numbers in the input of the head."""
-    return _width(task.model, tuple(task.public_x.shape[1:]))
-
-
-@lru_cache(maxsize=64)
-def _width(model: Model, shape: tuple[int, ...]) -> int:
-    meta = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in model.schema.items()}  # type: ignore[arg-type]
-    return model.features(meta, torch.empty((1, *shape), device="meta"), len(model.blocks) - 1).numel()
+    return math.prod(feature_shape(task.model, len(task.model.blocks) - 1, task.input_shape))
 
 
 def _head(model: Model) -> set[str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a nursery can be started before these imports, which take s
 
 APP = "clients.app:app"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-WORKER_BYTES = 400_000_000  # what a worker that has imported torch, flwr and opacus holds, measured
+WORKER_BYTES = 400_000_000  # what an actor of Ray that has imported torch, flwr and opacus holds; a pool's is smaller
 
 
 @contextmanager

@@ -94,15 +94,14 @@ def _encode(records: RecordDict, lay: Lay) -> list[tuple[str, Any]]:
 
 
 def _decode(coded: list[tuple[str, Any]], look: Look, *, copy: bool = False) -> RecordDict:
-    records = RecordDict()
-    for name, record in coded:
-        if isinstance(record, list):
-            arrays = ArrayRecord()
-            for key, array in record:
-                arrays[key] = _array(array, look, copy)
-            record = arrays
-        records[name] = record
-    return records
+    return wire.to_records(
+        {
+            name: wire.array_record({key: _array(array, look, copy) for key, array in record})
+            if isinstance(record, list)
+            else record
+            for name, record in coded
+        }
+    )
 
 
 def _place(array: flwr.app.Array, lay: Lay) -> object:

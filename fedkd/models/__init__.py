@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import cast
 
 import torch
@@ -58,9 +58,7 @@ class Model:
 
     def logits(self, params: Mapping[str, Tensor], x: Tensor, batch: int = 500) -> Tensor:
         """As `apply` without gradients and in batches, for whole data sets."""
-        with torch.no_grad():
-            parts = [self.apply(params, part) for part in torch.split(x, batch)]
-        return torch.cat(parts)
+        return in_batches(partial(self.apply, params), x, batch)
 
     def features(self, params: Mapping[str, Tensor], x: Tensor, depth: int) -> Tensor:
         """Output of the first ``depth`` blocks (0 is x itself)."""
@@ -87,6 +85,20 @@ class Model:
     @cached_property
     def _parts(self) -> dict[tuple[int | None, int | None], tuple[nn.Sequential, Slots]]:
         return {}
+
+
+def in_batches(f: Callable[[Tensor], Tensor], x: Tensor, batch: int = 500) -> Tensor:
+    """``f(x)`` without gradients, some rows at a time, for whole data sets."""
+    with torch.no_grad():
+        parts = [f(part) for part in torch.split(x, batch)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@lru_cache(maxsize=64)
+def feature_shape(model: Model, depth: int, shape: Shape) -> Shape:
+    """Shape of one input's features at a depth, given the input's own; nothing is computed."""
+    params = {name: torch.empty_like(p, device="meta") for name, p in model.net.named_parameters()}
+    return tuple(model.features(params, torch.empty((1, *shape), device="meta"), depth).shape[1:])
 
 
 Slots = list[tuple[dict[str, Tensor | None], str, str]]

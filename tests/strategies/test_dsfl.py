@@ -3,45 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from small import K, make_client, make_task, on_digits
 
-from clients.app import app
-from clients.client import site
-from clients.engines.loop import Loop
-from fedkd import learn, models, wire
-from fedkd.config import Config
+from fedkd import learn
 from fedkd.errors import ConfigError
-from fedkd.grid import LocalGrid
 from fedkd.knowledge import Knowledge, fingerprint
 from fedkd.method import Peer
-from fedkd.optim import Adam
-from fedkd.task import Client, Task
 from privacy.gate import Pool, Released
 from privacy.mechanisms import Mechanism
 from strategies.dsfl import DSFL, soft_cross_entropy
-from strategies.flower import KnowledgeStrategy
 
-K, SHAPE, M = 4, (1, 4, 4), 12
-
-
-def make_task(*names: str, public: int = 0) -> Task:
-    built = {name: models.build(name, SHAPE, K) for name in names or ("mlp",)}
-    x = torch.rand((public, *SHAPE), generator=torch.Generator().manual_seed(9))
-    return Task(built[next(iter(built))], built, K, x, 3, Adam(0.01), learn.fit)
-
-
-def make_client(task: Task, labels: list[int], seed: int = 0) -> Client:
-    g = torch.Generator().manual_seed(seed)
-    order = learn.batches(np.random.default_rng(seed), len(labels), 4, 2)
-    x = torch.randn((len(labels), *SHAPE), generator=g)
-    return Client(x, torch.tensor(labels), order, torch.empty((0, 1), dtype=torch.int64), {}, task.model.init(1))
-
-
-def padded(client: Client, rows: int = 3) -> Client:
-    return client._replace(
-        x=torch.cat([client.x, torch.zeros((rows, *SHAPE))]),
-        y=torch.cat([client.y, torch.full((rows,), -1)]),
-        order=torch.cat([client.order, torch.full((len(client.order), 1), -1)], 1),
-    )
+M = 12
 
 
 def entropy(p: torch.Tensor) -> torch.Tensor:
@@ -188,51 +160,30 @@ def test_a_subset_larger_than_the_open_set_is_refused():
 # --- Whole runs ------------------------------------------------------------------------------------------------------
 
 
-def run(name: str, rounds: int = 6, one_class: bool = False, model: str = "linear", **method):
-    split = {"partition": "pathological", "classes": 1} if one_class else {"partition": "dirichlet", "alpha": 0.3}
-    clients = 10 if one_class else 5
-    config = Config.from_raw(
-        {
-            "data": {"name": "digits", "test": 300, "public" if name == "dsfl" else "reserve": 300, **split},
-            "federation": {"clients": clients, "rounds": rounds, "evaluate_every": rounds}
-            | ({"cohort": 3} if one_class else {}),
-            "model": {"name": model},
-            "method": {"name": name, "lr": 0.003, "batch": 16, **method},
-        }
-    )
-    here, reports = site(config.to_json()), []
-    grid = LocalGrid(Loop(app), clients, {"config": config.to_json()})
-    strategy = KnowledgeStrategy(here.federation, here.mechanism, reports.append)
-    strategy.start(grid)
-    assert all(r.failures == [] for r in reports)
-    homes = {str(k): wire.from_record(s.array_records["personal"]) for k, s in sorted(grid.homes.items())}
-    return strategy, reports, homes
-
-
 @pytest.mark.parametrize(("subset", "rows", "index"), [(None, 300, 0), (40, 40, 40)])
 def test_bytes(subset, rows, index):
-    _, rounds, _ = run("dsfl", rounds=3, subset=subset)
+    _, rounds, _ = on_digits("dsfl", rounds=3, subset=subset)
     assert [r.bytes_up for r in rounds] == [5 * 4 * rows * 10] * 3
     later = 4 * rows * 10 + 2 * 8 * index
     assert [r.bytes_down for r in rounds] == [5 * 8 * index, 5 * later, 5 * later]
 
 
 def test_clients_of_one_class_that_take_turns():
-    strategy, rounds, _ = run("dsfl", rounds=6, one_class=True, subset=50)
+    strategy, rounds, _ = on_digits("dsfl", rounds=6, one_class=True, subset=50)
     assert all(torch.isfinite(value).all() for value in strategy.server.values())
     assert rounds[-1].accuracy.global_ is not None
 
 
 @pytest.mark.slow
 def test_the_global_model_and_the_clients_beat_staying_alone():
-    shared = run("dsfl", model="mlp", epochs=5, digest_epochs=4, student_epochs=4)[1][-1].accuracy
-    alone = run("local", model="mlp", epochs=5)[1][-1].accuracy
+    shared = on_digits("dsfl", model="mlp", epochs=5, digest_epochs=4, student_epochs=4)[1][-1].accuracy
+    alone = on_digits("local", model="mlp", epochs=5)[1][-1].accuracy
     assert shared.global_ > alone.balanced_mean + 0.15
     assert shared.balanced_mean > alone.balanced_mean + 0.02 and shared.personal_mean > alone.personal_mean
 
 
 def test_the_same_seed_gives_the_same_server():
-    prints = [fingerprint(run("dsfl", rounds=2, subset=30)[0].server) for _ in range(2)]
+    prints = [fingerprint(on_digits("dsfl", rounds=2, subset=30)[0].server) for _ in range(2)]
     assert prints[0] == prints[1]
 
 
@@ -241,4 +192,4 @@ def test_the_same_seed_gives_the_same_server():
 )
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ConfigError, match=f"method.{field}"):
-        run("dsfl", **{field: value})
+        on_digits("dsfl", **{field: value})

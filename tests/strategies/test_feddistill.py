@@ -3,37 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from small import SHAPE, K, make_client, make_task, on_digits
 
-from clients.app import app
-from clients.client import site
-from clients.engines.loop import Loop
-from fedkd import learn, models, wire
-from fedkd.config import Config
+from fedkd import learn
 from fedkd.errors import ConfigError
-from fedkd.grid import LocalGrid
 from fedkd.knowledge import Knowledge, fingerprint
 from fedkd.losses import cross_entropy
 from fedkd.method import Peer
-from fedkd.optim import Adam
-from fedkd.task import Client, Task
 from privacy.gate import Pool, Released
 from privacy.mechanisms import Mechanism
 from strategies.feddistill import FedDistill
-from strategies.flower import KnowledgeStrategy
-
-K, SHAPE = 4, (1, 4, 4)
-
-
-def make_task(name: str = "mlp") -> Task:
-    model = models.build(name, SHAPE, K)
-    return Task(model, {name: model}, K, torch.zeros((0, *SHAPE)), 3, Adam(0.01), learn.fit)
-
-
-def make_client(task: Task, labels: list[int], seed: int = 0) -> Client:
-    g = torch.Generator().manual_seed(seed)
-    order = learn.batches(np.random.default_rng(seed), len(labels), 4, 2)
-    x = torch.randn((len(labels), *SHAPE), generator=g)
-    return Client(x, torch.tensor(labels), order, torch.empty((0, 1), dtype=torch.int64), {}, task.model.init(1))
 
 
 def answers(counts: list[list[int]], clients: list[int] | None = None, seed: int = 0) -> list[Released]:
@@ -145,49 +124,30 @@ def test_the_teacher_is_a_distribution_whatever_the_scale_of_its_logits():
 # --- Whole runs ------------------------------------------------------------------------------------------------------
 
 
-def run(name: str, rounds: int = 6, one_class: bool = False, **method):
-    split = {"partition": "pathological", "classes": 1} if one_class else {"partition": "dirichlet", "alpha": 0.3}
-    clients = 10 if one_class else 5
-    config = Config.from_raw(
-        {
-            "data": {"name": "digits", "test": 300, "reserve": 300, **split},
-            "federation": {"clients": clients, "rounds": rounds, "evaluate_every": rounds}
-            | ({"cohort": 3} if one_class else {}),
-            "model": {"name": "linear"},
-            "method": {"name": name, "lr": 0.003, "batch": 16, **method},
-        }
-    )
-    here, reports = site(config.to_json()), []
-    grid = LocalGrid(Loop(app), clients, {"config": config.to_json()})
-    strategy = KnowledgeStrategy(here.federation, here.mechanism, reports.append)
-    strategy.start(grid)
-    assert all(r.failures == [] for r in reports)
-    homes = {str(k): wire.from_record(s.array_records["personal"]) for k, s in sorted(grid.homes.items())}
-    return strategy, reports, homes
-
-
 def test_bytes():
-    _, rounds, _ = run("feddistill", rounds=3)
+    _, rounds, _ = on_digits("feddistill", rounds=3)
     each = 4 * (10 * 10 + 10)
     assert [r.bytes_up for r in rounds] == [5 * each] * 3
     assert [r.bytes_down for r in rounds] == [0, 5 * each, 5 * each]
 
 
 def test_without_the_pull_it_is_local_training_bit_for_bit():
-    free, alone = run("feddistill", lam=0.0)[2], run("local")[2]
-    pulled = run("feddistill")[2]
+    free, alone = on_digits("feddistill", lam=0.0)[2], on_digits("local")[2]
+    pulled = on_digits("feddistill")[2]
     prints = [fingerprint(*(h[k] for k in sorted(h))) for h in (free, alone, pulled)]
     assert prints[0] == prints[1] != prints[2]
 
 
 def test_clients_of_one_class_that_take_turns():
-    strategy, rounds, _ = run("feddistill", rounds=8, one_class=True)
+    strategy, rounds, _ = on_digits("feddistill", rounds=8, one_class=True)
     assert rounds[-1].accuracy is not None
     assert all(torch.isfinite(value).all() for value in strategy.server.values())
 
 
 def test_others_class_means_beat_staying_alone():
-    accuracy = [run(name, **method)[1][-1].accuracy for name, method in (("feddistill", {"lam": 3.0}), ("local", {}))]
+    accuracy = [
+        on_digits(name, **method)[1][-1].accuracy for name, method in (("feddistill", {"lam": 3.0}), ("local", {}))
+    ]
     assert accuracy[0].balanced_mean > accuracy[1].balanced_mean + 0.05
     assert accuracy[0].personal_mean > accuracy[1].personal_mean + 0.02
 
@@ -195,4 +155,4 @@ def test_others_class_means_beat_staying_alone():
 @pytest.mark.parametrize(("field", "value"), [("lam", -1.0), ("temperature", 0.0), ("loss", "l1"), ("lamda", 1.0)])
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ConfigError, match=f"method.{field}"):
-        run("feddistill", **{field: value})
+        on_digits("feddistill", **{field: value})

@@ -3,46 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from small import K, make_client, make_task, on_digits, padded
 
-from clients.app import app
-from clients.client import site
-from clients.engines.loop import Loop
-from fedkd import learn, models, wire
-from fedkd.config import Config
+from fedkd import learn
 from fedkd.errors import ConfigError
-from fedkd.grid import LocalGrid
 from fedkd.knowledge import Knowledge, fingerprint
 from fedkd.losses import cross_entropy, kl
 from fedkd.method import Peer
 from fedkd.optim import Adam
-from fedkd.task import Client, Task
+from fedkd.task import Task
 from privacy.gate import Pool, Released
 from privacy.mechanisms import Mechanism
 from strategies.fedgen import GRAIN, FedGen, diversity, draw, generate
-from strategies.flower import KnowledgeStrategy
-
-K, SHAPE = 4, (1, 4, 4)
-
-
-def make_task(*names: str, public: int = 0) -> Task:
-    built = {name: models.build(name, SHAPE, K) for name in names or ("mlp",)}
-    x = torch.rand((public, *SHAPE), generator=torch.Generator().manual_seed(9))
-    return Task(built[next(iter(built))], built, K, x, 3, Adam(0.01), learn.fit)
-
-
-def make_client(task: Task, labels: list[int], seed: int = 0) -> Client:
-    g = torch.Generator().manual_seed(seed)
-    order = learn.batches(np.random.default_rng(seed), len(labels), 4, 2)
-    x = torch.randn((len(labels), *SHAPE), generator=g)
-    return Client(x, torch.tensor(labels), order, torch.empty((0, 1), dtype=torch.int64), {}, task.model.init(1))
-
-
-def padded(client: Client, rows: int = 3) -> Client:
-    return client._replace(
-        x=torch.cat([client.x, torch.zeros((rows, *SHAPE))]),
-        y=torch.cat([client.y, torch.full((rows,), -1)]),
-        order=torch.cat([client.order, torch.full((len(client.order), 1), -1)], 1),
-    )
 
 
 def answers(task: Task, counts: list[list[float]]) -> list[Released]:
@@ -212,29 +184,8 @@ def test_noise_differs_between_clients_and_rounds_and_is_uniform():
 # --- Whole runs ------------------------------------------------------------------------------------------------------
 
 
-def run(name: str, rounds: int = 6, one_class: bool = False, model: str = "linear", **method):
-    split = {"partition": "pathological", "classes": 1} if one_class else {"partition": "dirichlet", "alpha": 0.3}
-    clients = 10 if one_class else 5
-    config = Config.from_raw(
-        {
-            "data": {"name": "digits", "test": 300, "reserve": 300, **split},
-            "federation": {"clients": clients, "rounds": rounds, "evaluate_every": rounds}
-            | ({"cohort": 3} if one_class else {}),
-            "model": {"name": model},
-            "method": {"name": name, "lr": 0.003, "batch": 16, **method},
-        }
-    )
-    here, reports = site(config.to_json()), []
-    grid = LocalGrid(Loop(app), clients, {"config": config.to_json()})
-    strategy = KnowledgeStrategy(here.federation, here.mechanism, reports.append)
-    strategy.start(grid)
-    assert all(r.failures == [] for r in reports)
-    homes = {str(k): wire.from_record(s.array_records["personal"]) for k, s in sorted(grid.homes.items())}
-    return strategy, reports, homes
-
-
 def test_bytes():
-    _, rounds, _ = run("fedgen", rounds=3, noise=8, hidden=16)
+    _, rounds, _ = on_digits("fedgen", rounds=3, noise=8, hidden=16)
     weights, generator = 64 * 10 + 10, (10 + 8) * 16 + 16 + 16 * 64 + 64
     assert [r.bytes_up for r in rounds] == [5 * 4 * (weights + 10)] * 3
     later = 5 * 4 * (weights + generator + 10 + 1)
@@ -242,20 +193,20 @@ def test_bytes():
 
 
 def test_clients_of_one_class_that_take_turns():
-    strategy, rounds, _ = run("fedgen", rounds=6, one_class=True)
+    strategy, rounds, _ = on_digits("fedgen", rounds=6, one_class=True)
     assert all(torch.isfinite(value).all() for value in strategy.server.values())
     assert rounds[-1].accuracy.global_ is not None
 
 
 @pytest.mark.slow
 def test_generated_features_beat_staying_alone_and_plain_averaging():
-    shared, average, alone = (run(name, model="mlp")[1][-1].accuracy for name in ("fedgen", "fedavg", "local"))
+    shared, average, alone = (on_digits(name, model="mlp")[1][-1].accuracy for name in ("fedgen", "fedavg", "local"))
     assert shared.balanced_mean > alone.balanced_mean + 0.2
     assert shared.balanced_mean > average.balanced_mean + 0.02
 
 
 def test_the_same_seed_gives_the_same_server():
-    prints = [fingerprint(run("fedgen", rounds=2)[0].server) for _ in range(2)]
+    prints = [fingerprint(on_digits("fedgen", rounds=2)[0].server) for _ in range(2)]
     assert prints[0] == prints[1]
 
 
@@ -264,4 +215,4 @@ def test_the_same_seed_gives_the_same_server():
 )
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ConfigError, match=f"method.{field}"):
-        run("fedgen", **{field: value})
+        on_digits("fedgen", **{field: value})

@@ -3,44 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from flwr.app import RecordDict
+from small import config, home, run
 
-from clients.app import app
-from clients.client import open_site, site
-from clients.engines.loop import Loop
+from clients.client import open_site
 from fedkd import federation as federations
 from fedkd import learn
-from fedkd.config import Config
 from fedkd.errors import ConfigError
-from fedkd.grid import LocalGrid
 from fedkd.knowledge import Knowledge, fingerprint
-from strategies.flower import KnowledgeStrategy
-
-
-def config(name, model="mlp", by_client=(), seed=5, data=None, federation=None, **method):
-    return Config.from_raw(
-        {
-            "seed": seed,
-            "data": {"limit": 500, "test": 100, "partition": "dirichlet", "alpha": 1.0, **(data or {})},
-            "federation": {"clients": 4, "rounds": 2, **(federation or {})},
-            "model": {"name": model, "by_client": list(by_client)},
-            "method": {"name": name, "lr": 0.01, "batch": 16, **method},
-        }
-    )
-
-
-def run(cfg):
-    here, rounds = site(cfg.to_json()), []
-    grid = LocalGrid(Loop(app), cfg.federation.clients, {"config": cfg.to_json()})
-    strategy = KnowledgeStrategy(here.federation, here.mechanism, rounds.append)
-    strategy.start(grid)
-    assert [line for r in rounds for line in r.failures] == []
-    return strategy, rounds, grid
-
-
-def home(here, grid, client):
-    return here.personal(client, grid.homes.get(client) or RecordDict())
-
 
 HEAD, BASE = {"head.weight", "head.bias"}, {"block1.1.weight", "block1.1.bias", "block2.0.weight", "block2.0.bias"}
 BASE_BYTES = 4 * (64 * 128 + 128 + 128 * 64 + 64)

@@ -3,46 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from small import SHAPE, K, make_client, make_task, on_digits, padded
 
-from clients.app import app
-from clients.client import site
-from clients.engines.loop import Loop
-from fedkd import learn, models, wire
-from fedkd.config import Config
+from fedkd import learn
 from fedkd.errors import ConfigError
-from fedkd.grid import LocalGrid
 from fedkd.knowledge import Knowledge, fingerprint
 from fedkd.losses import cross_entropy
 from fedkd.method import Peer
-from fedkd.optim import Adam
 from fedkd.task import Client, Task
 from privacy.gate import Pool, Released
 from privacy.mechanisms import Mechanism
 from strategies.fedproto import FedProto, width
-from strategies.flower import KnowledgeStrategy
-
-K, SHAPE = 4, (1, 4, 4)
-
-
-def make_task(*names: str, public: int = 0) -> Task:
-    built = {name: models.build(name, SHAPE, K) for name in names or ("mlp",)}
-    x = torch.rand((public, *SHAPE), generator=torch.Generator().manual_seed(9))
-    return Task(built[next(iter(built))], built, K, x, 3, Adam(0.01), learn.fit)
-
-
-def make_client(task: Task, labels: list[int], seed: int = 0) -> Client:
-    g = torch.Generator().manual_seed(seed)
-    order = learn.batches(np.random.default_rng(seed), len(labels), 4, 2)
-    x = torch.randn((len(labels), *SHAPE), generator=g)
-    return Client(x, torch.tensor(labels), order, torch.empty((0, 1), dtype=torch.int64), {}, task.model.init(1))
-
-
-def padded(client: Client, rows: int = 3) -> Client:
-    return client._replace(
-        x=torch.cat([client.x, torch.zeros((rows, *SHAPE))]),
-        y=torch.cat([client.y, torch.full((rows,), -1)]),
-        order=torch.cat([client.order, torch.full((len(client.order), 1), -1)], 1),
-    )
 
 
 def said(task: Task, sums: list[list[float]], weights: list[float]) -> Knowledge:
@@ -161,29 +132,8 @@ def test_widths_that_differ_are_refused_and_equal_ones_are_not():
 # --- Whole runs ------------------------------------------------------------------------------------------------------
 
 
-def run(name: str, rounds: int = 6, one_class: bool = False, model: str = "linear", **method):
-    split = {"partition": "pathological", "classes": 1} if one_class else {"partition": "dirichlet", "alpha": 0.3}
-    clients = 10 if one_class else 5
-    config = Config.from_raw(
-        {
-            "data": {"name": "digits", "test": 300, "reserve": 300, **split},
-            "federation": {"clients": clients, "rounds": rounds, "evaluate_every": rounds}
-            | ({"cohort": 3} if one_class else {}),
-            "model": {"name": model},
-            "method": {"name": name, "lr": 0.003, "batch": 16, **method},
-        }
-    )
-    here, reports = site(config.to_json()), []
-    grid = LocalGrid(Loop(app), clients, {"config": config.to_json()})
-    strategy = KnowledgeStrategy(here.federation, here.mechanism, reports.append)
-    strategy.start(grid)
-    assert all(r.failures == [] for r in reports)
-    homes = {str(k): wire.from_record(s.array_records["personal"]) for k, s in sorted(grid.homes.items())}
-    return strategy, reports, homes
-
-
 def test_bytes():
-    _, rounds, _ = run("fedproto", rounds=3)
+    _, rounds, _ = on_digits("fedproto", rounds=3)
     each = 4 * (10 * 64 + 10)
     assert [r.bytes_up for r in rounds] == [5 * each] * 3
     assert [r.bytes_down for r in rounds] == [0, 5 * each, 5 * each]
@@ -191,29 +141,32 @@ def test_bytes():
 
 @pytest.mark.parametrize("method", [{"lam": 0.0}, {"lam": 5.0}])
 def test_where_features_have_no_parameters_and_without_the_pull_it_is_local_training(method):
-    alone, own = run("local")[2], run("fedproto", **method)[2]  # of the linear model, whose features are the records
+    alone, own = (
+        on_digits("local")[2],
+        on_digits("fedproto", **method)[2],
+    )  # of the linear model, whose features are the records
     assert all(torch.allclose(own[k][name], alone[k][name], atol=1e-5) for k in own for name in own[k])
 
 
 def test_clients_of_one_class_that_take_turns_learn_all_classes_from_the_prototypes():
-    strategy, rounds, _ = run("fedproto", rounds=12, one_class=True, inference="prototype")
+    strategy, rounds, _ = on_digits("fedproto", rounds=12, one_class=True, inference="prototype")
     assert all(torch.isfinite(value).all() for value in strategy.server.values())
-    _, alone, _ = run("local", rounds=12, one_class=True)
+    _, alone, _ = on_digits("local", rounds=12, one_class=True)
     assert rounds[-1].accuracy.balanced_mean > alone[-1].accuracy.balanced_mean + 0.3
 
 
 def test_nearest_prototypes_beat_staying_alone():
-    shared = run("fedproto", inference="prototype")[1][-1].accuracy
-    alone = run("local")[1][-1].accuracy
+    shared = on_digits("fedproto", inference="prototype")[1][-1].accuracy
+    alone = on_digits("local")[1][-1].accuracy
     assert shared.balanced_mean > alone.balanced_mean + 0.3 and shared.personal_mean > alone.personal_mean
 
 
 def test_the_same_seed_gives_the_same_prototypes():
-    prints = [fingerprint(run("fedproto", rounds=2)[0].server) for _ in range(2)]
+    prints = [fingerprint(on_digits("fedproto", rounds=2)[0].server) for _ in range(2)]
     assert prints[0] == prints[1]
 
 
 @pytest.mark.parametrize(("field", "value"), [("lam", -1.0), ("weighting", "size"), ("inference", "nearest")])
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ConfigError, match=f"method.{field}"):
-        run("fedproto", **{field: value})
+        on_digits("fedproto", **{field: value})
