@@ -74,6 +74,8 @@ footer { margin-top:56px; color:var(--muted); font-size:.8125rem }
   .tiles { grid-template-columns:repeat(2, 1fr) } .tile { padding:12px 14px 10px } .tile dd { font-size:1.25rem }
   .tile:last-child:nth-child(odd) { grid-column:1 / -1 }
   .two { grid-template-columns:1fr } .facts { grid-template-columns:1fr; gap:0 } .facts dd { margin-bottom:10px } }
+@media print, (min-width:741px) {
+  .tile:last-child:nth-child(3n+1) { grid-column:1 / -1 } .tile:last-child:nth-child(3n+2) { grid-column:2 / -1 } }
 @page { size:A4; margin:15mm 14mm }
 @media print {
   :root { color-scheme:light; --page:#ffffff }
