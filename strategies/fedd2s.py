@@ -21,6 +21,8 @@ Decided here:
 * Answers q are matched by record id, not by place in a batch, and kept by the server until their owner is asked again,
   however long that takes, so they may come from an older head. ``downlink = "head"`` sends the head instead, the latest
   one trained on this client's way; the client answers q for itself, from its features at the start of the round.
+* ``heads = "own"``, an ablation: each client has heads of its own, which see nobody else's records. What is gained even
+  so is gained from oneself.
 * ``answers = "training"`` takes q from the forward passes of the head's last epoch, as FedGKT's code does.
 * ``kd_grad``: the KL trains all layers, or (``shared_only``) those up to the cut, the dropped ones being held fixed for
   that term.
@@ -95,6 +97,9 @@ class FedD2S(Method):
     upload: Literal["per_sample", "class_mean"] = Field("per_sample", description="rows that a client sends")
     feature_dtype: Literal["fp32", "fp16", "int8"] = Field("fp32", description="type of the features sent")
     start: Literal["common", "own"] = Field("common", description="whether clients of one model start alike")
+    heads: Literal["shared", "own"] = Field(
+        "shared", description="one head for all clients of an architecture, or one for each client: an ablation"
+    )
     answers: Literal["after", "training"] = Field(
         "after", description="when q is read: after the head's training, or in its last epoch, a pass less"
     )
@@ -190,9 +195,9 @@ class FedD2S(Method):
         if self.downlink == "logits":
             names = (f"{RECORD}q", f"{RECORD}id", "q")
             return Knowledge(told | {n: server[key] for n in names if (key := f"{_of(to.client)}/{n}") in server})
-        trained = self._trained(server, to.model, depth)
+        trained = self._trained(server, to.model, self._place(to), depth)
         if trained is not None:
-            told |= nest(f"head/{model.blocks[trained - 1]}", pick(f"head/{to.model}/{trained}", server))
+            told |= nest(f"head/{model.blocks[trained - 1]}", pick(f"head/{self._place(to)}/{trained}", server))
         return Knowledge(told)
 
     def reply_schema(self, task: Task, down: Knowledge) -> Schema:
@@ -289,18 +294,18 @@ class FedD2S(Method):
 
     def aggregate(self, task: Task, server: Params, pool: Pool, t: int, rng: np.random.Generator) -> Params:
         """Train each head on the union of what was sent to it, then let it answer."""
-        groups: dict[tuple[str, int], list[Answer]] = {}
+        groups: dict[tuple[str, str, int], list[Answer]] = {}
         for answer in pool.each:
             depth = self._cut(task, server, t, answer.peer)
             if depth is not None:
-                groups.setdefault((answer.peer.model, depth), []).append(answer)
+                groups.setdefault((answer.peer.model, self._place(answer.peer), depth), []).append(answer)
         after = dict(server)
-        for (name, depth), answers in sorted(groups.items(), key=lambda item: item[0]):
+        for (name, place, depth), answers in sorted(groups.items(), key=lambda item: item[0]):
             model = task.models[name]
             h = torch.cat([_features(a.knowledge) for a in answers])
-            head, labels = self._train(task, server, name, depth, answers, h, rng)
-            after |= nest(f"head/{name}/{depth}", head)
-            after[f"trained/{name}/{depth}"] = server[f"trained/{name}/{depth}"] + 1
+            head, labels = self._train(task, server, name, place, depth, answers, h, rng)
+            after |= nest(f"head/{place}/{depth}", head)
+            after[f"trained/{place}/{depth}"] = server.get(f"trained/{place}/{depth}", torch.tensor(0)) + 1
             if self.downlink == "logits":
                 rows = [len(_logits(a.knowledge)) for a in answers]
                 if self.answers == "after":
@@ -320,6 +325,7 @@ class FedD2S(Method):
         task: Task,
         server: Params,
         name: str,
+        place: str,
         depth: int,
         answers: Sequence[Answer],
         h: Tensor,
@@ -330,7 +336,7 @@ class FedD2S(Method):
         z = torch.cat([_logits(a.knowledge) for a in answers])
         y, weight = (torch.cat(parts) for parts in zip(*(_labels(a.knowledge) for a in answers), strict=True))
         rows, seen = weight.nonzero()[:, 0], torch.zeros_like(z)  # no rows of classes that a client does not have
-        trained = self._trained(server, name, depth)
+        trained = self._trained(server, name, place, depth)
         epochs = self.server_epochs + (self.warmup_heads if trained != depth else 0)
         order = learn.batches(rng, len(rows), self.server_batch, epochs).to(h.device)
 
@@ -343,19 +349,23 @@ class FedD2S(Method):
             share = weight[index] * (row >= 0)
             return (loss * share).sum() / share.sum()
 
-        head = pick(f"head/{name}/{depth}", server)
+        head = pick(f"head/{place}/{depth}", server) or pick(f"head/{name}/{depth}", server)
         if trained not in (None, depth):
-            head |= {k: p for k, p in pick(f"head/{name}/{trained}", server).items() if k in head}
+            head |= {k: p for k, p in pick(f"head/{place}/{trained}", server).items() if k in head}
         return learn.descend(head, order, objective, task.optimizer), seen
 
     def _cut(self, task: Task, server: Params, t: int, of: Peer) -> int | None:
         past = t - 1 if self.clock == "global_round" else int(server.get(f"{_of(of.client)}/turns", 0))
         return self.cut(past, server[f"cuts/{of.model}"].tolist(), task.rounds)
 
-    def _trained(self, server: Params, name: str, depth: int) -> int | None:
+    def _place(self, of: Peer) -> str:
+        """Where the heads that answer a client are kept."""
+        return of.model if self.heads == "shared" else f"{of.model}/{_of(of.client)}"
+
+    def _trained(self, server: Params, name: str, place: str, depth: int) -> int | None:
         """The cut at ``depth`` if its head has been trained, else the latest one before it whose head has."""
         cuts = server[f"cuts/{name}"].tolist()
-        ready = [d for d in cuts[: cuts.index(depth) + 1] if int(server[f"trained/{name}/{d}"])]
+        ready = [d for d in cuts[: cuts.index(depth) + 1] if int(server.get(f"trained/{place}/{d}", 0))]
         return ready[-1] if ready else None
 
 

@@ -12,7 +12,7 @@ Clients are scored with their own head, which keeps them comparable with other m
 ``inference = "prototype"`` is the paper's nearest prototype, as the linear head that decides the same:
 argmin |h - C_y|^2 = argmax 2 h.C_y - |C_y|^2. Architectures may differ where their heads' inputs are of one width.
 On digits (dirichlet 0.3, mlp) scoring by head did not beat staying alone, and a strong pull cost accuracy.
-The input of ``linear``'s head is the record itself: there the pull moves nothing, and prototypes are mean records.
+What ``linear``'s head reads is the record itself, which no pull moves: it is refused but for nearest prototypes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,13 @@ class FedProto(Method):
     inference: Literal["head", "prototype"] = Field("head", description="how clients are scored")
 
     def check(self, tasks: Mapping[str, Task], held: np.ndarray) -> None:
-        """Features of one width; for nearest prototypes, a linear head to put them in."""
+        """Features that the pull can move, of one width; for nearest prototypes, a linear head to put them in."""
+        for name, task in tasks.items():
+            if self.inference == "head" and not task.model.under(len(task.model.blocks) - 1):
+                raise ConfigError(
+                    f"fedproto: expected parameters below the head, '{name}' has none: it would train alone; choose "
+                    "another model, or method.inference=prototype"
+                )
         widths = {name: width(task) for name, task in tasks.items()}
         if len(set(widths.values())) > 1:
             got = ", ".join(f"{name} {size}" for name, size in widths.items())

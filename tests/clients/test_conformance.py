@@ -35,6 +35,8 @@ def configuration(name: str, mechanism: str) -> Config:
             method["loss"] = "kl"
         case "fedper":
             models = ["mlp"]
+        case "fedproto":
+            method["inference"] = "prototype"
         case "fedrep":
             models, method["epochs"] = ["mlp"], 2
         case "dense":

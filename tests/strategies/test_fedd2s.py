@@ -242,6 +242,20 @@ def test_the_server_answers_the_very_rows_it_was_sent(answers):
         assert torch.equal(after[f"client/{k:05d}/record/id"], said["record/id"])
 
 
+@pytest.mark.parametrize("downlink", ["logits", "head"])
+@pytest.mark.parametrize("heads", ["shared", "own"])
+def test_only_a_head_of_ones_own_sees_nobody_elses_records(heads, downlink):
+    here, method, task = scene(mode="period", period=1, heads=heads, downlink=downlink)
+    told = {}
+    for who in ((0,), (0, 1)):  # the head of round 2 starts from that of round 1
+        server = method.server_init(task, 5)
+        for t in (1, 2):
+            server = served(here, server, {k: answer(here, server, t, k)[2] for k in who}, t)
+        told[who] = method.send(task, server, 3, Peer(0, "mlp")).tensors
+    assert told[0,].keys() == told[0, 1].keys() and len(told[0,]) > 1
+    assert (fingerprint(told[0,]) == fingerprint(told[0, 1])) == (heads == "own")
+
+
 def test_a_label_that_is_none_has_no_say():
     here, method, task = scene(mode="off")
     server = method.server_init(task, 5)

@@ -129,22 +129,25 @@ def test_widths_that_differ_are_refused_and_equal_ones_are_not():
         FedProto().check({name: tasks[name] for name in ("mlp", "cnn")}, held)
 
 
+def test_a_model_without_features_is_refused_unless_prototypes_decide():
+    tasks, held = {name: make_task(name) for name in ("linear",)}, np.ones(K, dtype=bool)
+    with pytest.raises(ConfigError, match=r"below the head, 'linear' has none: it would train alone"):
+        FedProto().check(tasks, held)
+    FedProto(inference="prototype").check(tasks, held)
+
+
 # --- Whole runs ------------------------------------------------------------------------------------------------------
 
 
 def test_bytes():
-    _, rounds, _ = on_digits("fedproto", rounds=3)
+    _, rounds, _ = on_digits("fedproto", rounds=3, model="mlp")
     each = 4 * (10 * 64 + 10)
     assert [r.bytes_up for r in rounds] == [5 * each] * 3
     assert [r.bytes_down for r in rounds] == [0, 5 * each, 5 * each]
 
 
-@pytest.mark.parametrize("method", [{"lam": 0.0}, {"lam": 5.0}])
-def test_where_features_have_no_parameters_and_without_the_pull_it_is_local_training(method):
-    alone, own = (
-        on_digits("local")[2],
-        on_digits("fedproto", **method)[2],
-    )  # of the linear model, whose features are the records
+def test_without_the_pull_it_is_local_training():
+    alone, own = on_digits("local", model="mlp")[2], on_digits("fedproto", model="mlp", lam=0.0)[2]
     assert all(torch.allclose(own[k][name], alone[k][name], atol=1e-5) for k in own for name in own[k])
 
 
@@ -162,7 +165,7 @@ def test_nearest_prototypes_beat_staying_alone():
 
 
 def test_the_same_seed_gives_the_same_prototypes():
-    prints = [fingerprint(on_digits("fedproto", rounds=2)[0].server) for _ in range(2)]
+    prints = [fingerprint(on_digits("fedproto", rounds=2, model="mlp")[0].server) for _ in range(2)]
     assert prints[0] == prints[1]
 
 

@@ -30,7 +30,7 @@ from strategies.fedprox import FedProx
 from strategies.flower import KnowledgeStrategy, Round
 
 PUBLIC, CLASSES, CLIENTS = 60, 10, 4
-DEEP = {"fedper", "fedrep"}  # share what lies below the head, of which softmax regression has nothing
+DEEP = {"fedper", "fedproto", "fedrep"}  # use what lies below the head, of which softmax regression has nothing
 UNWEIGHTED = {"dense"}  # its ensemble is the plain mean of the logits, as in the paper
 every_method = pytest.mark.parametrize("name", METHODS)
 senders = pytest.mark.parametrize("name", [name for name in METHODS if method_class(name).sends != "nothing"])
@@ -46,10 +46,7 @@ def tiny(name: str, **sections) -> Config:
         "method": {"name": name, "lr": 0.01, "batch": 16},
     }
     match name:  # what the smallest of all models and trainings is too small for
-        case "fedper":
-            raw["model"]["name"] = "mlp"
         case "fedrep":
-            raw["model"]["name"] = "mlp"
             raw["method"]["epochs"] = 2
         case "dense":
             raw["method"] |= {"synthesis_epochs": 2, "synthesis_batch": 16, "generator_steps": 3}
@@ -289,7 +286,7 @@ def test_local_training_moves_nothing_at_all():
 
 @mixed
 def test_clients_may_have_architectures_of_their_own(name):
-    models = ["mlp", "linear"] if name == "fedproto" else ["linear", "mlp", "cnn"]  # it needs features of one width
+    models = ["mlp", "resnet8"] if name == "fedproto" else ["linear", "mlp", "cnn"]  # it needs features of one width
     config = tiny(name, model={"name": models[0], "by_client": models})
     strategy, rounds, _ = run(config)
     assert all(r.failures == [] for r in rounds) and rounds[-1].accuracy is not None
