@@ -67,7 +67,7 @@ class Auditor:
             found[AGGREGATE] = pool.mean.tensors["logits"]
         student = federation.config.method.student(federation.server_task, self.server)
         if student is not None:
-            found[STUDENT] = federation.server_task.model.logits(student, x)
+            found[STUDENT] = federation.config.method.student_model(federation.server_task).logits(student, x)
         return [self._judge(target, logits) for target, logits in found.items()]
 
     @property
@@ -114,11 +114,12 @@ class Auditor:
         if federation.config.method.sends == "logits":
             model, params = mechanism.speaker_task(task).model, mechanism.speaker(personal)
         else:
-            tensors = self.site.tensors(client, self.t + 1, personal)
-            _, raw = mechanism.update(federation.config.method, task, tensors, self._down(client))
-            model, params = task.model, dict(raw.tensors)
-            if params.keys() != model.schema.keys():
+            tensors, down = self.site.tensors(client, self.t + 1, personal), self._down(client)
+            _, raw = mechanism.update(federation.config.method, task, tensors, down)
+            whole = federation.config.method.whole(task, down, dict(raw.tensors))
+            if whole is None:
                 return None
+            model, params = whole
         return Knowledge({"logits": model.logits(params, x)})
 
     def _down(self, client: int) -> Knowledge:

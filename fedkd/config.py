@@ -51,6 +51,7 @@ class DataConfig(Section):
     classes: int | None = Field(None, ge=1, description="classes a client of 'pathological'")
     public: int = Field(0, ge=0, description="public images held out for methods that need them")
     reserve: int = Field(0, ge=0, description="images held out like data.public but used by nobody")
+    labelled: int = Field(0, ge=0, description="labelled public images held out for a server that tests its teachers")
     test: int = Field(500, ge=1, description="size of the balanced global test set")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of a client's data kept for its own test")
     min_size: int = Field(10, ge=2, description="smallest client allowed, in samples")
@@ -420,6 +421,11 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"data.public={data.public}: {config.method_name} uses no public images; "
             f"set data.public=0, or data.reserve={data.public} to keep the same partition as a method that does"
+        )
+    if data.labelled and not method.reads_labelled:
+        raise ConfigError(
+            f"data.labelled={data.labelled}: {config.method_name} reads no labelled public images; set "
+            "data.labelled=0, or add them to data.reserve to keep the same partition as a method that does"
         )
     for name in ("cohort", "quorum"):
         value = getattr(federation, name)

@@ -19,6 +19,10 @@ class QuorumError(FedkdError):
     """Too few clients gave a usable answer for the round to count."""
 
 
+class Starved(FedkdError):
+    """What is left to learn from is too little, again and again: the run would end with a student at chance."""
+
+
 class PrivacyError(FedkdError):
     """Something would have left a client, or been read, against the privacy mechanism in force."""
 

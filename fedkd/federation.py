@@ -31,6 +31,7 @@ class Federation:
         models: Every architecture by name: the clients' and the server's.
         client_models: Architecture of each client.
         public_x: Public inputs (m, *shape).
+        labelled: Public inputs (l, *shape) and their labels (l,).
         test_x: Balanced global test inputs; test_y their labels.
         labels: Labels of the data set with the canaries' wrong labels applied, the ones clients train on.
     """
@@ -41,6 +42,7 @@ class Federation:
     models: Mapping[str, Model]
     client_models: tuple[str, ...]
     public_x: Tensor
+    labelled: tuple[Tensor, Tensor]
     test_x: Tensor
     test_y: Tensor
     labels: np.ndarray
@@ -57,6 +59,7 @@ class Federation:
             rounds=self.config.federation.rounds,
             optimizer=method.descent(),
             fit=fit,
+            labelled=self.labelled,
         )
 
     @property
@@ -96,7 +99,7 @@ def build(config: Config) -> Federation:
     data = config.data
     device = _device(config.engine.device)
     dataset = datasets.load(data.name, Path(data.path) if data.path else None)
-    held_out = data.public + data.reserve
+    held_out = data.public + data.labelled + data.reserve
     spec = SplitSpec(
         clients=config.federation.clients,
         partition=data.partition,
@@ -117,6 +120,7 @@ def build(config: Config) -> Federation:
     source = (dataset.test_x, dataset.test_y) if parts.test_is_official else (dataset.x, dataset.y)
     test_x, test_y = source[0][parts.test], source[1][parts.test]  # type: ignore[index]
     public = dataset.x[parts.public[: data.public]]
+    labelled = parts.public[data.public : data.public + data.labelled]
     federation = Federation(
         config=config,
         dataset=dataset,
@@ -124,6 +128,7 @@ def build(config: Config) -> Federation:
         models={name: models.build(name, shape, dataset.num_classes) for name in names},
         client_models=client_models,
         public_x=datasets.to_tensor(public).to(device),
+        labelled=(datasets.to_tensor(dataset.x[labelled]).to(device), torch.from_numpy(dataset.y[labelled]).to(device)),
         test_x=datasets.to_tensor(test_x).to(device),
         test_y=torch.from_numpy(test_y).to(device),
         labels=parts.labels(dataset.y),

@@ -17,8 +17,8 @@ from fedkd.errors import SchemaError
 Params: TypeAlias = dict[str, Tensor]
 """Named tensors: a model's parameters, a server's state."""
 
-Schema: TypeAlias = Mapping[str, tuple[tuple[int | None, ...], torch.dtype]]
-"""What a receiver expects: name -> (shape, dtype); a size of None is the sender's to choose."""
+Schema: TypeAlias = Mapping[str, tuple[tuple[int | str, ...], torch.dtype]]
+"""What a receiver expects: name -> (shape, dtype). A size that is a word is the sender's to choose, once a message."""
 
 RECORD = "record/"
 """Prefix of tensors with one row for each record of a client, in its own order, at home and in messages alike.
@@ -68,18 +68,18 @@ class Knowledge:
         """Raise `SchemaError` unless the tensors have exactly the names, types and shapes of ``schema``."""
         if self.tensors.keys() != schema.keys():
             raise SchemaError(f"{who}: expected tensors {_names(schema)}, got {_names(self.tensors)}")
+        chosen: dict[str, int] = {}
         for name, (shape, dtype) in schema.items():
             got = self.tensors[name]
             sizes = tuple(got.shape)
-            right = len(sizes) == len(shape) and all(e in (None, s) for e, s in zip(shape, sizes, strict=True))
+            right = len(sizes) == len(shape) and all(
+                s == (chosen.setdefault(e, s) if isinstance(e, str) else e) for e, s in zip(shape, sizes, strict=True)
+            )
             if not right or got.dtype != dtype:
-                wanted = str(tuple(shape)).replace("None", "any")
+                wanted = str(tuple(chosen.get(e, e) if isinstance(e, str) else e for e in shape)).replace("'", "")
                 raise SchemaError(
                     f"{who}: '{name}' should be {wanted} {_dtype(dtype)}, got {sizes} {_dtype(got.dtype)}"
                 )
-        rows = {len(got) for name, got in self.tensors.items() if name.startswith(RECORD)}
-        if len(rows) > 1:
-            raise SchemaError(f"{who}: expected one row for each record in all of '{RECORD}...', got {sorted(rows)}")
 
     def check(self, schema: Schema, who: str) -> None:
         """As `fits`; moreover every value is finite and the weight a positive number."""

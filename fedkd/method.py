@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedkd import learn
 from fedkd.knowledge import Knowledge, Params, Schema
+from fedkd.models import Model
 from fedkd.optim import Adam, Optimizer, Sgd
 from fedkd.task import Client, Task
 
@@ -75,6 +76,7 @@ class Method(BaseModel):
     needs_public: ClassVar[bool] = False
     needs_each: ClassVar[bool] = False
     same_model: ClassVar[bool] = False
+    reads_labelled: ClassVar[bool] = False
     reads_records: ClassVar[bool] = False
     beyond_vmap: ClassVar[str | None] = None  # why clients cannot be stacked, where they cannot
     tolerance: ClassVar[float] = 1e-5  # of the vectorised engine's answer, relative, in float32 without chaotic steps
@@ -92,6 +94,10 @@ class Method(BaseModel):
     def public_order(self, rng: np.random.Generator, m: int) -> torch.Tensor:
         """A client's minibatches of the ``m`` public inputs in one round (steps, b); none by default."""
         return learn.batches(rng, m, 1, 0)
+
+    def rows(self, task: Task) -> int:
+        """Rows of logits in one answer, where logits are sent: by default one for each public input."""
+        return len(task.public_x)
 
     def check(self, tasks: Mapping[str, Task], held: np.ndarray) -> None:
         """Raise `ConfigError` for what cannot work, before round 1.
@@ -129,9 +135,18 @@ class Method(BaseModel):
         """The parameters that a client is scored on, given what `send` gives it after the round."""
         return personal
 
+    def whole(self, task: Task, down: Knowledge, said: Params) -> tuple[Model, Params] | None:
+        """The model that an answer to ``down`` holds, for whoever wants to ask it about other inputs; None for none."""
+        held = {name: said[name] for name in task.model.schema if name in said}
+        return (task.model, held) if len(held) == len(task.model.schema) else None
+
     def student(self, task: Task, server: Params) -> Params | None:
-        """The server's own model, with ``task.model``'s architecture, or None where the method has none."""
+        """Parameters of the server's own model, or None where the method has none."""
         return None
+
+    def student_model(self, task: Task) -> Model:
+        """The architecture of `student`: ``model.name``'s, unless a method builds its own."""
+        return task.model
 
 
 def logits_schema(task: Task) -> Schema:

@@ -27,6 +27,8 @@ METHODS: dict[str, tuple[str, str]] = {
     "fedper": ("strategies.fedper:FedPer", "the base is shared and averaged, the head stays at home"),
     "fedrep": ("strategies.fedrep:FedRep", "FedPer whose clients train the head first, then the base"),
     "ditto": ("strategies.ditto:Ditto", "FedAvg, and personal models drawn towards the global one"),
+    "kd3": ("strategies.kd3:KD3", "FedAvg whose server trains a student on web images, choosing those that fit"),
+    "rad": ("strategies.rad:RAD", "the server asks its clients about few images, and reckons with wrong answers"),
 }
 """name -> ("module:Class", one line about it)."""
 

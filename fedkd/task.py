@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from fedkd.knowledge import Params
@@ -74,6 +75,7 @@ class Task:
         rounds: Rounds of the run.
         optimizer: How `fit` and the other verbs descend.
         fit: How private records are learnt from.
+        labelled: Public inputs (l, *shape) with their labels (l,); l = 0 for methods that do not read any.
     """
 
     model: Model
@@ -83,6 +85,7 @@ class Task:
     rounds: int
     optimizer: Optimizer
     fit: Fit
+    labelled: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0, dtype=torch.int64))
 
     @property
     def input_shape(self) -> tuple[int, ...]:

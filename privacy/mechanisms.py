@@ -307,7 +307,7 @@ def _gaussian(federation: Federation, privacy: GaussianPrivacy) -> Gaussian:
         relation=relation,
         trust=privacy.trust,
         clip=privacy.clip,
-        rows=len(federation.public_x),
+        rows=config.method.rows(federation.server_task),
         cohort=config.federation.cohort_size(),
         noise_multiplier=sigma,
     )

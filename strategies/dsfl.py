@@ -94,9 +94,13 @@ class DSFL(Method):
         """The distillation's minibatches, as places in the round's subset."""
         return learn.batches(rng, self.subset or m, self.public_batch, self.digest_epochs)
 
+    def rows(self, task: Task) -> int:
+        """The round's open inputs."""
+        return self.subset or len(task.public_x)
+
     def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """Probabilities of the round's open inputs."""
-        return {"logits": ((self.subset or len(task.public_x), task.num_classes), torch.float32)}
+        return {"logits": ((self.rows(task), task.num_classes), torch.float32)}
 
     def server_init(self, task: Task, seed: int) -> Params:
         """No targets yet; a global model where one is wanted; the first subset."""

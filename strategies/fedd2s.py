@@ -61,7 +61,7 @@ from fedkd.task import Client, Task
 
 BATCH = 128  # rows of a pass without gradients; on one core larger ones leave its cache
 _MARK = torch.empty(0)  # the name of a mark says everything
-EPS = 1e-9  # 0.1 * 30 is a little less than 3 in binary
+EPS = 1e-9  # 0.29 * 100 is a little less than 29 in binary
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
 Given = tuple[Tensor, Tensor]
 """A client's soft labels (n, K), and 1 for each record that has them, else 0 (n,)."""
@@ -155,6 +155,12 @@ class FedD2S(Method):
                 raise ConfigError(
                     f"method.{mode}: has no meaning with mode={self.mode}; use mode={mode} or leave it out"
                 )
+        if self.final == "stop" and self.mode == "off":
+            raise ConfigError("method.final=stop: has no meaning with mode=off, whose cut is never over; leave it out")
+        if self.answers == "training" and self.downlink == "head":
+            raise ConfigError(
+                "method.answers=training: has no meaning with downlink=head, clients answer; leave it out"
+            )
         if self.mode == "period" and self.period is None:
             raise ConfigError(
                 "method.period: expected the rounds a cut is held with mode=period, got none; say period=5"
@@ -208,7 +214,7 @@ class FedD2S(Method):
         classes = task.num_classes
         feature = feature_shape(task.model, depth, task.input_shape)
         dtype = DTYPES[self.feature_dtype]
-        schema: dict[str, tuple[tuple[int | None, ...], torch.dtype]]
+        schema: dict[str, tuple[tuple[int | str, ...], torch.dtype]]
         if self.upload == "class_mean":
             schema = {
                 "h": ((classes, *feature), dtype),
@@ -217,10 +223,10 @@ class FedD2S(Method):
             }
         else:
             schema = {
-                f"{RECORD}h": ((None, *feature), dtype),
-                f"{RECORD}z": ((None, classes), torch.float32),
-                f"{RECORD}y": ((None,), torch.int64),
-                f"{RECORD}id": ((None,), torch.int64),
+                f"{RECORD}h": (("records", *feature), dtype),
+                f"{RECORD}z": (("records", classes), torch.float32),
+                f"{RECORD}y": (("records",), torch.int64),
+                f"{RECORD}id": (("records",), torch.int64),
             }
         return schema | ({"scale": ((), torch.float32)} if self.feature_dtype == "int8" else {})
 

@@ -11,14 +11,14 @@ Label counts are a client's records of all K classes, not those its minibatches 
 record meets the generated features of its own label (beta) and of a drawn one (alpha); the defaults of 1 instead of 10
 suit our Adam. The noise is the client's own:
 ``latents`` rows a round, drawn where other methods draw minibatches of public inputs, so it costs no bytes; records
-take the rows in turn. Labels are drawn from those that anybody ever held; a class that nobody of a cohort holds keeps
-its generator as it was taught before.
+take the rows in turn. Labels are drawn from those that anybody ever held. Of a class that nobody of a cohort holds, the
+generator keeps the label's row; the layers behind it are taught on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
@@ -30,6 +30,7 @@ from torch.func import vmap
 from torch.nn.functional import layer_norm, relu
 
 from fedkd import learn, seeds
+from fedkd.errors import ConfigError
 from fedkd.knowledge import Knowledge, Params, Schema, nest, pick
 from fedkd.losses import cross_entropy, kl
 from fedkd.method import Answer, Evidence, Method, Peer, Pool, size
@@ -64,6 +65,16 @@ class FedGen(Method):
     def public_order(self, rng: np.random.Generator, m: int) -> Tensor:
         """A client's noise (latents, noise + 1) as integers; the last column draws labels."""
         return torch.from_numpy(rng.integers(GRAIN, size=(self.latents, self.noise + 1)))
+
+    def check(self, tasks: Mapping[str, Task], held: np.ndarray) -> None:
+        """The generator makes vectors, so the head must read them."""
+        for name, task in tasks.items():
+            shape = feature_shape(task.model, _depth(task.model), task.input_shape)
+            if len(shape) != 1:
+                raise ConfigError(
+                    f"fedgen: expected a head that reads a vector, that of '{name}' reads {shape}; flatten in the "
+                    "block before it"
+                )
 
     def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """All parameters, and the records of each class."""

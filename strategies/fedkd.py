@@ -70,14 +70,14 @@ class FedKD(Method):
 
     def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """Singular vectors and values of each matrix; the rest (biases, norms) as it is."""
-        schema: dict[str, tuple[tuple[int | None, ...], torch.dtype]] = {}
+        schema: dict[str, tuple[tuple[int | str, ...], torch.dtype]] = {}
         for name, p in mentee_of(task, down).net.named_parameters():
             if p.dim() < 2:
                 schema[name] = tuple(p.shape), p.dtype
             else:
-                schema[f"{name}/u"] = (len(p), None), p.dtype
-                schema[f"{name}/s"] = (None,), p.dtype
-                schema[f"{name}/v"] = (None, p[0].numel()), p.dtype
+                schema[f"{name}/u"] = (len(p), f"rank of {name}"), p.dtype
+                schema[f"{name}/s"] = (f"rank of {name}",), p.dtype
+                schema[f"{name}/v"] = (f"rank of {name}", p[0].numel()), p.dtype
         return schema
 
     def server_init(self, task: Task, seed: int) -> Params:

@@ -193,7 +193,7 @@ class KnowledgeStrategy(Strategy):
     def _accuracy(self, balanced: Sequence[float], own: Sequence[Score]) -> Accuracy:
         student = self.method.student(self.task, self.server)
         test = self.federation.test_x, self.federation.test_y
-        server = None if student is None else metrics.score(self.task.model, student, *test)
+        server = None if student is None else metrics.score(self.method.student_model(self.task), student, *test)
         return metrics.over_clients(balanced, own, server)
 
     def _finish(self, t: int, scored: bool, seconds: float) -> Round:

@@ -187,6 +187,42 @@ def _fusion(name: str, about: str, epochs: int, reach: Reach | None) -> Work:
     return Work(name, f"the server's step of FedDF, {about}", "student alone", sizes, contenders, most=3)
 
 
+# --- Layer dropping ---------------------------------------------------------------------------------------------------
+
+CUTS = {"cnn": ("block3", "block2", "block1"), "mlp": ("block2", "block1")}
+
+
+def _cut_sizes(settings: Settings) -> Sizes:
+    return {"clients": settings.size(10, 3), "samples": settings.size(200, 20), "batch": 32, "epochs": 1}
+
+
+def _cuts(model: str) -> Work:
+    def contenders(settings: Settings) -> Sequence[Contender]:
+        sizes = _cut_sizes(settings)
+        made = data.make(settings, sizes["clients"], sizes["samples"], hand.SHAPE)
+        train = {"batch": sizes["batch"], "epochs": sizes["epochs"], "lr": 1e-3}
+
+        def configured(method: dict[str, Any]) -> Config:
+            return data.config(settings, made, sizes["clients"], {**method, **train}, model=model)
+
+        reach = Reach(1.6, "ratio")
+        average = ours.opener(lambda: configured({"name": "fedavg"}), "loop")
+        cuts = [
+            Contender(
+                f"FedD2S, {cut}",
+                f"cut after {cut}: upload, head and answers on top",
+                ours.opener(lambda at=cut: configured({"name": "fedd2s", "mode": "off", "dropping": [at]}), "loop"),  # type: ignore[misc]
+                reach,
+            )
+            for cut in CUTS[model]
+        ]
+        return [Contender("FedAvg", "the same local epochs", average), *cuts]
+
+    return Work(
+        f"fedd2s-{model}", f"a round of FedD2S at each cut, {model} on 28x28 images", "FedAvg", _cut_sizes, contenders
+    )
+
+
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +266,8 @@ WORKS: dict[str, Work] = {
         _kd("feddf", "a round of FedDF, CNN on 28x28 images"),
         _fusion("feddf-server", "a thousand batches", 63, Reach(1.1, "ratio")),  # the official code's cap is 10,000
         _fusion("feddf-server-short", "two epochs", 2, None),
+        _cuts("cnn"),
+        _cuts("mlp"),
         Work("memory", "peak memory by registered clients", "few", _memory_sizes, _memory, "MB", warm=False, most=2),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -85,6 +86,26 @@ class Model:
     @cached_property
     def _parts(self) -> dict[tuple[int | None, int | None], tuple[nn.Sequential, Slots]]:
         return {}
+
+
+def at_pool(model: Model) -> tuple[Model, Model]:
+    """A model as two: up to its last feature map (b, C, h, w), and from the pooling of this map to the logits.
+
+    Where nothing is pooled the first ends before the head, with features (b, d). Parameters keep their names.
+    """
+    *before, (name, last), head = model.net.named_children()
+    inner = list(last.named_children())
+    pools = [i for i, (_, module) in enumerate(inner) if isinstance(module, nn.AdaptiveAvgPool2d)]
+    if not isinstance(last, nn.Sequential) or not pools:
+        body, tail = [*before, (name, last)], [head]
+    else:
+        at = pools[0]
+        body = [*before, (name, nn.Sequential(OrderedDict(inner[:at])))]
+        tail = [(name, nn.Sequential(OrderedDict(inner[at:]))), head]
+    return (
+        Model(f"{model.name} to its map", nn.Sequential(OrderedDict(body))),
+        Model(f"{model.name} from its map", nn.Sequential(OrderedDict(tail))),
+    )
 
 
 def in_batches(f: Callable[[Tensor], Tensor], x: Tensor, batch: int = 500) -> Tensor:

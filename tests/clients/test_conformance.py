@@ -39,6 +39,11 @@ def configuration(name: str, mechanism: str) -> Config:
             method["inference"] = "prototype"
         case "fedrep":
             models, method["epochs"] = ["mlp"], 2
+        case "kd3":
+            models = ["mlp"]
+            method |= {"student_epochs": 1, "student_batch": 16, "selection": "all"}
+        case "rad":
+            method |= {"questions": 10, "student_epochs": 2, "error_rate": 0.1}
         case "dense":
             method |= {"synthesis_epochs": 2, "synthesis_batch": 16, "generator_steps": 3}
     raw = {

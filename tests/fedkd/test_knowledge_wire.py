@@ -77,6 +77,15 @@ def test_what_is_not_is_refused_by_name(changes, message):
         Knowledge(tensors, torch.tensor(1.0)).check(SCHEMA, "client 3, round 12")
 
 
+def test_a_size_that_is_the_senders_to_choose_is_chosen_once():
+    schema = {"u": ((4, "rank"), torch.float32), "s": (("rank",), torch.float32), "n": (("records",), torch.float32)}
+    Knowledge({"u": torch.ones(4, 2), "s": torch.ones(2), "n": torch.ones(5)}).fits(schema, "me")
+    with pytest.raises(SchemaError, match=r"^me: 's' should be \(2,\) float32, got \(3,\) float32$"):
+        Knowledge({"u": torch.ones(4, 2), "s": torch.ones(3), "n": torch.ones(5)}).fits(schema, "me")
+    with pytest.raises(SchemaError, match=r"^me: 'u' should be \(4, rank\) float32, got \(5, 2\) float32$"):
+        Knowledge({"u": torch.ones(5, 2), "s": torch.ones(2), "n": torch.ones(5)}).fits(schema, "me")
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), -float("inf")])
 def test_a_weight_that_is_no_weight_is_refused(weight):
     with pytest.raises(SchemaError, match=r"^me: the weight should be a positive number, got "):

@@ -105,7 +105,7 @@ def test_the_golden_schedule(rate):
     assert [method.cut(t, (4, 3, 2, 1), 13) for t in range(13)] == GOLDEN[rate]
 
 
-@pytest.mark.parametrize("rate", ["0.1", "0.02", "0.05", "0.07", "0.3", "0.9"])
+@pytest.mark.parametrize("rate", ["0.1", "0.02", "0.05", "0.07", "0.29", "0.3", "0.9"])
 def test_no_round_slips_in_binary_floating_point(rate):
     method, cuts = FedD2S(mode="rate", rate=float(rate)), list(range(400, 0, -1))
     exact = [cuts[min(399, t * Fraction(rate) // 1)] for t in range(1000)]
@@ -254,6 +254,12 @@ def test_only_a_head_of_ones_own_sees_nobody_elses_records(heads, downlink):
         told[who] = method.send(task, server, 3, Peer(0, "mlp")).tensors
     assert told[0,].keys() == told[0, 1].keys() and len(told[0,]) > 1
     assert (fingerprint(told[0,]) == fingerprint(told[0, 1])) == (heads == "own")
+
+
+def test_padding_does_not_stretch_the_scale_of_int8():
+    h = torch.tensor([[0.5, -1.0], [0.25, 0.0], [100.0, 100.0]])
+    sent, told = FedD2S(feature_dtype="int8")._compress(h, torch.tensor([True, True, False]))
+    assert float(told["scale"]) == pytest.approx(1 / 127) and sent[0].tolist() == [64, -127]
 
 
 def test_a_label_that_is_none_has_no_say():

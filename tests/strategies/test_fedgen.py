@@ -1,5 +1,8 @@
 """FedGen: the generator's objective by hand, diversity, labels drawn, what clients train on, bytes, and its help."""
 
+from collections import OrderedDict
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from fedkd.errors import ConfigError
 from fedkd.knowledge import Knowledge, fingerprint
 from fedkd.losses import cross_entropy, kl
 from fedkd.method import Peer
+from fedkd.models import Model
 from fedkd.optim import Adam
 from fedkd.task import Task
 from privacy.gate import Pool, Released
@@ -101,8 +105,22 @@ def test_the_generator_learns_what_the_heads_take_for_a_label_and_diversity_spre
         h = generate({name.removeprefix("generator/"): value for name, value in after.items()}, y, z)
         answered = torch.stack([task.model.head(owner, h, 2).argmax(1) for owner in owners])
         assert float((answered[y // 2, torch.arange(40)] == y).float().mean()) > 0.9
-        alike[eta] = float(diversity(z, h))
-    assert alike[1.0] < 0.3 * alike[0.0]
+        alike[eta] = float(diversity(z, h)), *(float(diversity(z[y == k], h[y == k])) for k in range(K))
+    assert alike[1.0][0] < 0.3 * alike[0.0][0]
+    assert all(more < less for more, less in zip(alike[1.0][1:], alike[0.0][1:], strict=True))  # within a label too
+
+
+def test_a_head_that_reads_a_map_is_refused_before_round_1():
+    task = make_task("cnn")
+    pooled = torch.nn.Sequential(
+        OrderedDict(
+            block1=torch.nn.Conv2d(1, 8, 3),
+            head=torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, K)),
+        )
+    )
+    with pytest.raises(ConfigError, match=r"expected a head that reads a vector, that of 'mine' reads \(8, 2, 2\)"):
+        FedGen().check({"mine": replace(task, model=Model("mine", pooled))}, np.ones(K, dtype=bool))
+    FedGen().check({"cnn": task}, np.ones(K, dtype=bool))
 
 
 def test_weights_are_averaged_by_size_and_forgotten_classes_stay_known():

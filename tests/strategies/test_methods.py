@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
+from small import homes_of
 
 from clients.app import app
 from clients.client import Site, open_site, site
@@ -16,6 +17,7 @@ from clients.engines.loop import Loop
 from fedkd import federation as federations
 from fedkd import learn, seeds, wire
 from fedkd.config import Config
+from fedkd.errors import ConfigError
 from fedkd.grid import LocalGrid
 from fedkd.knowledge import Knowledge, fingerprint, nest, pick
 from fedkd.losses import kl, l1_logits
@@ -23,6 +25,7 @@ from fedkd.method import Peer
 from fedkd.optim import Adam
 from fedkd.registry import METHODS, method_class
 from privacy.gate import Pool, Released
+from privacy.mechanisms import refuse
 from strategies.fedavg import FedAvg
 from strategies.feddf import FedDF
 from strategies.fedmd import FedMD
@@ -30,7 +33,7 @@ from strategies.fedprox import FedProx
 from strategies.flower import KnowledgeStrategy, Round
 
 PUBLIC, CLASSES, CLIENTS = 60, 10, 4
-DEEP = {"fedper", "fedproto", "fedrep"}  # use what lies below the head, of which softmax regression has nothing
+DEEP = {"fedper", "fedproto", "fedrep", "kd3"}  # use what lies below the head, of which softmax regression has nothing
 UNWEIGHTED = {"dense"}  # its ensemble is the plain mean of the logits, as in the paper
 every_method = pytest.mark.parametrize("name", METHODS)
 senders = pytest.mark.parametrize("name", [name for name in METHODS if method_class(name).sends != "nothing"])
@@ -48,6 +51,10 @@ def tiny(name: str, **sections) -> Config:
     match name:  # what the smallest of all models and trainings is too small for
         case "fedrep":
             raw["method"]["epochs"] = 2
+        case "kd3":
+            raw["method"] |= {"student_epochs": 2, "student_batch": 16, "selection": "all", "mix_lambda": 1.0}
+        case "rad":
+            raw["method"] |= {"questions": 10, "student_epochs": 2, "error_rate": 0.1}
         case "dense":
             raw["method"] |= {"synthesis_epochs": 2, "synthesis_batch": 16, "generator_steps": 3}
     raw["data"] |= {"public" if method_class(name).needs_public else "reserve": PUBLIC}
@@ -225,6 +232,53 @@ def test_a_partial_cohort_takes_turns_and_the_others_stay_at_home(name):
     assert all(r.failures == [] and r.accuracy is not None for r in rounds)
 
 
+# --- Hard lives -------------------------------------------------------------------------------------------------------
+
+PROTECTIONS = (
+    {"mechanism": "gaussian", "epsilon": 5.0},
+    {"mechanism": "gaussian", "epsilon": 5.0, "trust": "server"},
+    {"mechanism": "ambassador", "epsilon": 5.0, "delta": 1e-3, "steps": 2},
+)
+
+
+def sole(name: str, **sections) -> Config:
+    """Ten clients, each with one class of its own."""
+    raw = tiny(name).raw()
+    del raw["data"]["alpha"]
+    raw["data"] |= {"limit": 700, "partition": "pathological", "classes": 1}
+    for section, fields in sections.items():
+        raw[section] = raw.get(section, {}) | fields
+    return Config.from_raw(raw)
+
+
+@every_method
+def test_clients_of_one_class_who_are_asked_now_and_then(name):
+    strategy, rounds, grid = run(sole(name, federation={"clients": 10, "rounds": 5, "cohort": 2}))
+    assert all(r.failures == [] for r in rounds) and rounds[-1].accuracy is not None
+    for state in (strategy.server, *homes_of(grid).values()):
+        assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
+
+
+def allowed(name: str, privacy: dict) -> bool:
+    try:
+        refuse(sole(name, federation={"clients": 10}, privacy=privacy))
+    except ConfigError:
+        return False
+    return True
+
+
+PROTECTED = [(name, privacy) for name in METHODS for privacy in PROTECTIONS if allowed(name, privacy)]
+
+
+@pytest.mark.parametrize(("name", "privacy"), PROTECTED)
+def test_under_a_mechanism_no_message_tells_by_its_shape_which_classes_a_client_has(name, privacy):
+    _, rounds, _ = run(sole(name, federation={"clients": 10, "rounds": 2}, privacy=privacy))
+    for r in rounds:
+        up = [line for line in r.lines if line.direction == "up"]
+        assert len(up) == 10 and all(line.refused is None for line in up)
+        assert len({str(sorted(line.shapes.items())) for line in up}) == 1
+
+
 # --- Bytes -----------------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +305,7 @@ def test_what_is_promised_is_what_is_sent(name, model):
             assert line.shapes.keys() == schema.keys()
             for key, (shape, _) in schema.items():
                 assert len(shape) == len(line.shapes[key])
-                assert all(e in (None, s) for e, s in zip(shape, line.shapes[key], strict=True))
+                assert all(isinstance(e, str) or e == s for e, s in zip(shape, line.shapes[key], strict=True))
             total = sum(np.prod(line.shapes[key], dtype=int) * dtype.itemsize for key, (_, dtype) in schema.items())
             assert line.bytes == total
         assert r.bytes_up == sum(line.bytes for line in lines)

@@ -1,0 +1,93 @@
+"""The results as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from statistics import fmean, stdev
+from typing import Any
+
+from experiments.fedd2s.results import Results
+from experiments.report.values import DASH, size
+
+TITLES = {
+    "alpha0.1": "Fashion-MNIST, Dirichlet 0.1",
+    "alpha0.5": "Fashion-MNIST, Dirichlet 0.5",
+    "pathological2": "Fashion-MNIST, two classes a client",
+    "participation0.2": "Fashion-MNIST, Dirichlet 0.1, participation 0.2",
+    "cifar10": "CIFAR-10, Dirichlet 0.1",
+    "omniglot": "Omniglot by drawer",
+    "schedule": "FedD2S, one change at a time (Fashion-MNIST, Dirichlet 0.1)",
+}
+HEAD = (
+    "", "personal accuracy", "minus local, points", "Holm's p", "worst 10 %", "spread", "balanced", "server's model",
+    "ECE", "bytes", "as good as local in the end",
+)  # fmt: skip
+
+
+def tables(found: Mapping[str, Results]) -> str:
+    """All sweeps, each one a table."""
+    lines = ["<!-- made by: python -m experiments.fedd2s draw -->", "", "# Results", "", *_key()]
+    for name, results in found.items():
+        lines += ["", f"## {TITLES[name]}", "", _ground(results), ""]
+        lines += [_row(HEAD), _row(["---", *["---:"] * (len(HEAD) - 1)])]
+        lines += [_row(_cells(label, said)) for label, said in results["conditions"].items()]
+        lines += ["", *(f"Note: {note}." for note in results["notes"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _key() -> Iterator[str]:
+    yield (
+        "Mean and sample standard deviation over seeds, of what clients score in the end. Personal: on their own test "
+        "images; worst 10 %: of clients; spread: standard deviation over clients; balanced: on a test set with all "
+        "classes alike; ECE: calibration error on own test images. Minus local: paired by seed, 95 % interval "
+        "(Student's t); Holm's p: two-sided paired test, corrected over the methods of the table. Bytes: all clients, "
+        "up and down, whole run. Last column: runs that reached the mean personal accuracy of local's last round, and "
+        "the median round when they did."
+    )
+
+
+def _ground(results: Results) -> str:
+    data, federation, machine = results["data"], results["federation"], results["machine"]
+    n = max(len(said["values"]["personal"]) for said in results["conditions"].values())
+    versions = ", ".join(f"{name} {results['versions'][name]}" for name in ("fedkd", "torch", "flwr", "numpy"))
+    cohort = f", {federation['cohort']:.0%} a round" if federation.get("cohort") else ""
+    return (
+        f"{federation['clients']} clients{cohort}, {federation['rounds']} rounds, model `{results['model']}`, "
+        f"{data.get('limit')} images, {n} seeds. {machine['processor']}, {machine['cores']} cores; {versions}."
+    )
+
+
+def _cells(label: str, said: Mapping[str, Any]) -> Iterator[str]:
+    values = said["values"]
+    yield label
+    yield _spread(values.get("personal"))
+    yield difference(said["minus_baseline"].get("personal"))
+    holm = (said["minus_baseline"].get("personal") or {}).get("holm")
+    yield DASH if holm is None else f"{holm:.2g}"
+    for name in ("worst10", "personal_std", "balanced", "global", "personal_ece"):
+        yield _spread(values.get(name))
+    yield size(fmean(values["up"].values()) + fmean(values["down"].values()))
+    reached = said["reached"]
+    middle = reached["rounds"]["median"]
+    yield f"{reached['reached']} of {reached['n']}" + ("" if middle is None else f"; round {middle:g}")
+
+
+def difference(said: Mapping[str, float | None] | None) -> str:
+    """A paired difference in points with its interval."""
+    if not said or said["mean"] is None:
+        return DASH
+    text = f"{100 * said['mean']:+.1f}"
+    if said["low"] is not None and said["high"] is not None:
+        text += f" [{100 * said['low']:+.1f}, {100 * said['high']:+.1f}]"
+    return text.replace("-", "−")
+
+
+def _spread(values: Mapping[str, float] | None) -> str:
+    if not values:
+        return DASH
+    numbers = list(values.values())
+    return f"{fmean(numbers):.3f}" + (f" ± {stdev(numbers):.3f}" if len(numbers) > 1 else "")
+
+
+def _row(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
