@@ -79,6 +79,34 @@ def run(
 
 
 @app.command()
+def distill(
+    conf: Annotated[Path, typer.Argument(help="Configuration, TOML (`experiments/conf/distill.toml` is an example).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys: `method.selection=all`.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory, new or empty; default `runs/CONF`.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed; everything random follows from it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the directory.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing while running.")] = False,
+) -> None:
+    """Distil centrally: one teacher trained on all data, one pool of public images, one student.
+
+    It is `fedkd run` with a single client, the teacher, whose accuracy is the personal one; the student is the server's
+    model. The method must train one: kd3, rad, feddf, or fedmd with `method.student_epochs`.
+    """
+    alone = [*(overrides or []), "federation.clients=1", "federation.cohort=", "data.partition=iid", "model.by_client="]
+    with _errors():
+        from fedkd.config import load
+        from fedkd.errors import ConfigError
+        from fedkd.method import Method
+
+        config, _ = load(conf, alone, seed)
+        if type(config.method).student is Method.student:
+            raise ConfigError(f"distill: {config.method_name} trains no student at the server; use kd3 or rad")
+    run(conf, alone, out, seed, None, None, resume, quiet)
+
+
+@app.command()
 def show(
     conf: Annotated[Path, typer.Argument(help="Configuration, TOML.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for `run`.")] = None,

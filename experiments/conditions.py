@@ -234,6 +234,10 @@ def find(config: Raw, key: str) -> Any:
 def ground(config: Raw) -> Raw:
     """What has to be equal for clients to hold the same records and canaries, by key."""
     data = dict(config.get("data", {}))
+    if data.get("pool") is not None:
+        data.pop("public", 0)  # not of these data
+    for name in ("pool", "pool_path", "far", "far_kind"):
+        data.pop(name, None)
     held = sum(data.pop(name, 0) for name in ("public", "labelled", "reserve"))
     found = {f"data.{key}": value for key, value in data.items()} | {"data.public + labelled + reserve": held}
     return found | {key: find(config, key) for key in ("federation.clients", "audit.canaries")}

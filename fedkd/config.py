@@ -50,6 +50,12 @@ class DataConfig(Section):
     alpha: float | None = Field(None, gt=0, description="concentration of 'dirichlet' and 'quantity'; small is skewed")
     classes: int | None = Field(None, ge=1, description="classes a client of 'pathological'")
     public: int = Field(0, ge=0, description="public images held out for methods that need them")
+    pool: Literal["imagenet32", "glyphs", "files"] | None = Field(
+        None, description="web-like images to take the public ones from; default the data set"
+    )
+    pool_path: str | None = Field(None, description="your own images for data.pool='files'")
+    far: float = Field(0.0, ge=0, le=1, description="share of the pool to replace by images far from the data")
+    far_kind: Literal["textures", "letters", "noise"] = Field("textures", description="what these show")
     reserve: int = Field(0, ge=0, description="images held out like data.public but used by nobody")
     labelled: int = Field(0, ge=0, description="labelled public images held out for a server that tests its teachers")
     test: int = Field(500, ge=1, description="size of the balanced global test set")
@@ -357,6 +363,8 @@ def _fields(key: str, variant: Any) -> set[str]:
         return {PARTITION_FIELD[variant]} if variant in PARTITION_FIELD else set()
     if key == "data.name":
         return {"path"} if variant == "files" else set()
+    if key == "data.pool":
+        return {"pool_path"} if variant == "files" else set()
     if key == "engine.name":
         return ENGINE_FIELDS.get(variant, set())
     return set()
@@ -422,6 +430,12 @@ def _check(config: Config) -> None:
             f"data.public={data.public}: {config.method_name} uses no public images; "
             f"set data.public=0, or data.reserve={data.public} to keep the same partition as a method that does"
         )
+    if data.pool is None and (data.pool_path is not None or data.far):
+        raise ConfigError("data.pool_path and data.far: are about a pool of web-like images; set data.pool='files'")
+    if data.pool is not None and not data.public:
+        raise ConfigError(f"data.pool='{data.pool}': nobody uses public images; set data.public, or data.pool=")
+    if (data.pool == "files") != (data.pool_path is not None):
+        raise ConfigError("data.pool_path: goes with data.pool='files', the two together; give both or none")
     if data.labelled and not method.reads_labelled:
         raise ConfigError(
             f"data.labelled={data.labelled}: {config.method_name} reads no labelled public images; set "

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fedkd import config as configs
-from fedkd import models
+from fedkd import models, seeds
 from fedkd.config import AmbassadorPrivacy, Config
-from fedkd.data import datasets
+from fedkd.data import datasets, pools
 from fedkd.data.datasets import Dataset
 from fedkd.data.split import Split, SplitSpec, split
 from fedkd.errors import ConfigError
@@ -31,6 +31,7 @@ class Federation:
         models: Every architecture by name: the clients' and the server's.
         client_models: Architecture of each client.
         public_x: Public inputs (m, *shape).
+        public_index: Their positions (m,) in the data set; empty where they come from a pool.
         labelled: Public inputs (l, *shape) and their labels (l,).
         test_x: Balanced global test inputs; test_y their labels.
         labels: Labels of the data set with the canaries' wrong labels applied, the ones clients train on.
@@ -42,6 +43,7 @@ class Federation:
     models: Mapping[str, Model]
     client_models: tuple[str, ...]
     public_x: Tensor
+    public_index: np.ndarray
     labelled: tuple[Tensor, Tensor]
     test_x: Tensor
     test_y: Tensor
@@ -99,7 +101,8 @@ def build(config: Config) -> Federation:
     data = config.data
     device = _device(config.engine.device)
     dataset = datasets.load(data.name, Path(data.path) if data.path else None)
-    held_out = data.public + data.labelled + data.reserve
+    taken = 0 if data.pool else data.public
+    held_out = taken + data.labelled + data.reserve
     spec = SplitSpec(
         clients=config.federation.clients,
         partition=data.partition,
@@ -119,8 +122,11 @@ def build(config: Config) -> Federation:
     names = sorted({*client_models, config.model.name, *([ambassador] if ambassador else [])})
     source = (dataset.test_x, dataset.test_y) if parts.test_is_official else (dataset.x, dataset.y)
     test_x, test_y = source[0][parts.test], source[1][parts.test]  # type: ignore[index]
-    public = dataset.x[parts.public[: data.public]]
-    labelled = parts.public[data.public : data.public + data.labelled]
+    nobodys = parts.public
+    if held_out > max(taken, data.labelled, data.reserve):  # to be parted, and some data sets are sorted by class
+        nobodys = nobodys[seeds.generator(config.seed, "public parts").permutation(held_out)]
+    public = web_like(config, dataset) if data.pool else dataset.x[nobodys[:taken]]
+    labelled = nobodys[taken : taken + data.labelled]
     federation = Federation(
         config=config,
         dataset=dataset,
@@ -128,6 +134,7 @@ def build(config: Config) -> Federation:
         models={name: models.build(name, shape, dataset.num_classes) for name in names},
         client_models=client_models,
         public_x=datasets.to_tensor(public).to(device),
+        public_index=nobodys[:taken],
         labelled=(datasets.to_tensor(dataset.x[labelled]).to(device), torch.from_numpy(dataset.y[labelled]).to(device)),
         test_x=datasets.to_tensor(test_x).to(device),
         test_y=torch.from_numpy(test_y).to(device),
@@ -137,6 +144,26 @@ def build(config: Config) -> Federation:
     held = np.bincount(federation.labels[parts.train.values], minlength=dataset.num_classes) > 0
     config.method.check({name: federation.task(name) for name in sorted(set(client_models))}, held)
     return federation
+
+
+def web_like(config: Config, dataset: Dataset) -> np.ndarray:
+    """``data.public`` images of the pool, as shaped as the data, ``data.far`` of them far; in random order.
+
+    Raises:
+        ConfigError: The pool is missing or too small, or the data are no uint8 images.
+    """
+    data, rng = config.data, seeds.generator(config.seed, "pool")
+    if dataset.x.dtype != np.uint8:
+        raise ConfigError(f"data.pool='{data.pool}': expected data of uint8 images 0..255, got {dataset.x.dtype}")
+    shape = (int(dataset.x.shape[1]), int(dataset.x.shape[2]), int(dataset.x.shape[3]))
+    path = Path(data.pool_path) if data.pool_path else None
+    try:
+        pool = pools.load(data.pool or "", shape, path, data.public, config.seed)
+    except ConfigError as error:
+        raise ConfigError(f"data.pool='{data.pool}', data.public={data.public}: {error}") from None
+    if data.far:
+        pool, _ = pools.with_far(pool, data.far, data.far_kind, rng)
+    return np.asarray(pool.x[rng.permutation(len(pool))])
 
 
 @lru_cache(maxsize=2)

@@ -31,6 +31,19 @@ def test_run_audit_report_and_list(tiny, tmp_path, fedkd, fedkd_here):
     assert elsewhere.read_text() == page
 
 
+def test_distill_is_one_teacher_one_pool_and_one_student(tiny, tmp_path, fedkd_here, monkeypatch):
+    monkeypatch.setenv("FEDKD_CACHE", str(tmp_path / "cache"))
+    out, settings = tmp_path / "run", ["method.name=kd3", "method.selection=all", "method.student_epochs=2"]
+    plain = ["privacy.mechanism=none", "audit.canaries=0", "data.pool=glyphs"]
+    done = fedkd_here("distill", tiny, *settings, *plain, "--out", out, "--quiet")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["clients"], summary["method"]) == (1, "kd3") and summary["accuracy"]["global"] is not None
+    refused = fedkd_here("distill", tiny, "method.name=local", "data.public=0", *plain[:2], "--out", tmp_path / "no")
+    assert refused.returncode == 2 and "local trains no student at the server; use kd3 or rad" in refused.stderr
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [

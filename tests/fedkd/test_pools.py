@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fedkd.config import Config
 from fedkd.data import glyphs, pools
 from fedkd.data.pools import POOLS, Pool, load, with_far, wrong_teacher
 from fedkd.errors import ConfigError
+from fedkd.federation import Federation, build
 
 FOLDER = os.environ.get("FEDKD_DATA")
 needs_folder = pytest.mark.skipif(not FOLDER, reason="FEDKD_DATA is not set")
@@ -598,3 +601,48 @@ def test_wrong_teacher_refuses(change, match):
 def test_with_far_refuses(share, kind, match):
     with pytest.raises(ConfigError, match=match):
         with_far(plain(), share, kind, rng())
+
+
+# In a federation
+
+
+RAD = {"name": "rad", "questions": 5}
+
+
+def federation(**data: object) -> Federation:
+    asked = {"name": "digits", "test": 100, "public": 60, "labelled": 20, "pool": "glyphs", **data}
+    return build(Config.from_raw({"seed": 3, "data": asked, "federation": {"clients": 3}, "method": RAD}))
+
+
+def test_public_images_come_from_the_pool_and_the_data_keep_theirs():
+    from_pool, own = federation(), federation(pool=None, public=60)
+    assert from_pool.public_x.shape == own.public_x.shape == (60, 1, 8, 8)
+    known = {tuple(x.flatten().tolist()) for x in own.test_x} | {tuple(x.flatten().tolist()) for x in own.public_x}
+    assert not any(tuple(x.flatten().tolist()) in known for x in from_pool.public_x)
+    held = [sum(len(part) for part in one.split.train) for one in (from_pool, own)]
+    assert held[0] > held[1] and len(from_pool.labelled[0]) == 20
+    assert all(0 <= int(label) < 10 for label in from_pool.labelled[1])
+    drawn = pools.load("glyphs", (1, 8, 8), None, 60, 3).x
+    assert sorted(float(x.sum()) for x in from_pool.public_x) == pytest.approx(sorted(drawn.sum((1, 2, 3)) / 255))
+
+
+def test_far_images_take_their_share_and_the_same_seed_gives_the_same_pool():
+    plain, far, again = federation(), federation(far=0.5, far_kind="noise"), federation(far=0.5, far_kind="noise")
+    assert torch.equal(far.public_x, again.public_x)
+    kept = {tuple(x.flatten().tolist()) for x in plain.public_x}
+    assert sum(tuple(x.flatten().tolist()) in kept for x in far.public_x) == 30
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"pool": None, "far": 0.5}, r"data\.far: are about a pool"),
+        ({"pool": "files"}, r"data\.pool_path: goes with data\.pool='files'"),
+        ({"pool_path": "x"}, r"data\.pool_path: goes with"),
+        ({"pool": "files", "pool_path": "/nowhere"}, r"data\.pool='files', data\.public=60: .*nowhere"),
+        ({"pool": "imagenet32"}, r"set FEDKD_DATA"),
+    ],
+)
+def test_a_pool_that_is_not_there_or_not_meant_is_named(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        federation(**wrong)
