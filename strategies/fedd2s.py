@@ -21,6 +21,8 @@ Decided here:
 * Answers q are matched by record id, not by place in a batch, and kept by the server until their owner is asked again,
   however long that takes, so they may come from an older head. ``downlink = "head"`` sends the head instead, the latest
   one trained on this client's way; the client answers q for itself, from its features at the start of the round.
+* ``inference = "head"``, a variant of ours: a client is scored with its layers up to the cut and, above it, the head
+  that the server sends. In our runs the head knew more of a client's images than what the client had learnt from it.
 * ``heads = "own"``, an ablation: each client has heads of its own, which see nobody else's records. What is gained even
   so is gained from oneself.
 * ``answers = "training"`` takes q from the forward passes of the head's last epoch, as FedGKT's code does.
@@ -97,6 +99,9 @@ class FedD2S(Method):
     upload: Literal["per_sample", "class_mean"] = Field("per_sample", description="rows that a client sends")
     feature_dtype: Literal["fp32", "fp16", "int8"] = Field("fp32", description="type of the features sent")
     start: Literal["common", "own"] = Field("common", description="whether clients of one model start alike")
+    inference: Literal["own", "head"] = Field(
+        "own", description="what clients are scored with above the cut: their own layers, or the head they were sent"
+    )
     heads: Literal["shared", "own"] = Field(
         "shared", description="one head for all clients of an architecture, or one for each client: an ablation"
     )
@@ -161,6 +166,8 @@ class FedD2S(Method):
             raise ConfigError(
                 "method.answers=training: has no meaning with downlink=head, clients answer; leave it out"
             )
+        if self.inference == "head" and self.downlink != "head":
+            raise ConfigError("method.inference=head: clients need the head; set method.downlink=head")
         if self.mode == "period" and self.period is None:
             raise ConfigError(
                 "method.period: expected the rounds a cut is held with mode=period, got none; say period=5"
@@ -259,6 +266,12 @@ class FedD2S(Method):
             return learn.masked_mean(ce + share[index] * distance(pupil, q[index]), row)
 
         return learn.descend(client.personal, client.order, objective, task.optimizer)
+
+    def judged(self, down: Knowledge, personal: Params) -> Params:
+        """The client's model; above the cut the server's head, where that is asked for and was sent."""
+        if self.inference == "own":
+            return personal
+        return personal | {name.split("/", 2)[2]: p for name, p in down.tensors.items() if name.startswith("head/")}
 
     def _given(self, task: Task, client: Client, down: Knowledge) -> Given | None:
         """The soft labels that the server sent or whose head it sent, if any."""

@@ -40,6 +40,7 @@ class FedGKT(FedD2S):
     kd_grad: Literal["all"] = Field("all", description="fixed: this is what makes it FedGKT")
     upload: Literal["per_sample"] = Field("per_sample", description="fixed: this is what makes it FedGKT")
     downlink: Literal["logits"] = Field("logits", description="fixed: this is what makes it FedGKT")
+    inference: Literal["own"] = Field("own", description="fixed: this is what makes it FedGKT")
     heads: Literal["shared"] = Field("shared", description="fixed: this is what makes it FedGKT")
     feature_dtype: Literal["fp32"] = Field("fp32", description="fixed: this is what makes it FedGKT")
     dropping: None = Field(None, description="fixed: this is what makes it FedGKT")

@@ -22,6 +22,9 @@ SWEEPS: dict[str, tuple[str, tuple[str, ...], str | None]] = {
         None,
     ),
     "schedule": ("schedule", (), None),
+    "inference0.1": ("inference", (), None),
+    "inference0.5": ("inference", ("data.alpha=0.5",), None),
+    "inference-pathological2": ("inference", ("data.partition=pathological", "data.classes=2"), None),
 }
 """Name -> sweep file, what holds for all its cells, and seeds where they are not the file's."""
 
@@ -54,6 +57,22 @@ def collect(names: Names = None, out: Place = RUNS) -> None:
 
     for name in names or SWEEPS:
         files.write_json(HERE / "results" / f"{name}.json", collected(out / name))
+
+
+@app.command()
+def teachers(out: Place = RUNS) -> None:
+    """Compare clients with the heads that answer them, in finished runs, and write ``results/teachers.json``."""
+    from experiments import files
+    from experiments.fedd2s.teacher import compared
+
+    found = {
+        f"{name}/{method}/{place.name}": compared(place)
+        for name in ("alpha0.1", "alpha0.5", "pathological2")
+        for method in ("fedd2s", "fedgkt")
+        for place in sorted((out / name / method).glob("seed-*"))
+        if (place / files.SUMMARY).exists()
+    }
+    files.write_json(HERE / "results" / "teachers.json", found)
 
 
 @app.command()

@@ -17,6 +17,9 @@ TITLES = {
     "cifar10": "CIFAR-10, Dirichlet 0.1",
     "omniglot": "Omniglot by drawer",
     "schedule": "FedD2S, one change at a time (Fashion-MNIST, Dirichlet 0.1)",
+    "inference0.1": "FedD2S scored with the server's head (Fashion-MNIST, Dirichlet 0.1)",
+    "inference0.5": "FedD2S scored with the server's head (Fashion-MNIST, Dirichlet 0.5)",
+    "inference-pathological2": "FedD2S scored with the server's head (Fashion-MNIST, two classes a client)",
 }
 HEAD = (
     "", "personal accuracy", "minus local, points", "Holm's p", "worst 10 %", "spread", "balanced", "server's model",

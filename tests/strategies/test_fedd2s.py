@@ -256,6 +256,18 @@ def test_only_a_head_of_ones_own_sees_nobody_elses_records(heads, downlink):
     assert (fingerprint(told[0,]) == fingerprint(told[0, 1])) == (heads == "own")
 
 
+def test_the_head_that_was_sent_decides_where_that_is_asked_for():
+    here, method, task = scene(mode="period", period=1, downlink="head", inference="head")
+    after, own = first_round(here), task.model.init(9)
+    down = method.send(here.federation.server_task, after, 2, Peer(0, "mlp"))
+    judged, x = method.judged(down, own), torch.randn((5, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    h = task.model.features(own, x, 2)
+    assert torch.equal(task.model.apply(judged, x), task.model.head(pick("head/mlp/2", after), h, 2))
+    assert not torch.equal(task.model.apply(judged, x), task.model.apply(own, x))
+    assert method.judged(Knowledge({}), own) == own
+    assert FedD2S(downlink="head").judged(down, own) is own
+
+
 def test_padding_does_not_stretch_the_scale_of_int8():
     h = torch.tensor([[0.5, -1.0], [0.25, 0.0], [100.0, 100.0]])
     sent, told = FedD2S(feature_dtype="int8")._compress(h, torch.tensor([True, True, False]))
