@@ -14,7 +14,7 @@ from torch import Tensor
 from fedkd import config as configs
 from fedkd import models, seeds
 from fedkd.config import AmbassadorPrivacy, Config
-from fedkd.data import datasets, pools
+from fedkd.data import datasets, planted, pools
 from fedkd.data.datasets import Dataset
 from fedkd.data.split import Split, SplitSpec, split
 from fedkd.errors import ConfigError
@@ -162,7 +162,7 @@ def web_like(config: Config, dataset: Dataset) -> np.ndarray:
     except ConfigError as error:
         raise ConfigError(f"data.pool='{data.pool}', data.public={data.public}: {error}") from None
     if data.far:
-        pool, _ = pools.with_far(pool, data.far, data.far_kind, rng)
+        pool, _ = planted.with_far(pool, data.far, data.far_kind, rng)
     return np.asarray(pool.x[rng.permutation(len(pool))])
 
 

@@ -411,7 +411,8 @@ class KD3(Method):
         value = align(adapted, features, w)
         if self.mix_lambda == 0:
             return value
-        mixed = mix(x, *(d.to(x.device) for d in drawn))
+        partner, share = (d.to(x.device) for d in drawn)
+        mixed = mix(x, partner, share)
         sides = [("student", h, cut.body.apply(_under("body", own), mixed))]
         if self.teacher_con:
             with torch.no_grad():

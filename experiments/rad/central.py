@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot, softmax
 
 from fedkd import learn, seeds
 from fedkd.config import Config
-from fedkd.data.pools import wrong_teacher
+from fedkd.data.planted import wrong_teacher
 from fedkd.federation import Federation, build
 from fedkd.knowledge import Knowledge, Params, pick
 from fedkd.losses import cross_entropy

@@ -1,23 +1,17 @@
-"""Pools: unlabelled, web-like images for a server without private data, and trouble planted in them for experiments.
-
-What has been decoded, resized or rendered is kept as an uint8 memory map in the folder that the environment variable
-``FEDKD_CACHE`` names, else in ``~/.cache/fedkd``, so that it happens once.
-"""
+"""Pools: unlabelled, web-like images for a server without private data, decoded or rendered once."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import os
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import PIL
@@ -25,20 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedkd.data import checks, glyphs, pictures
+from fedkd.data.cache import Images, cached, frozen, stamp
 from fedkd.data.datasets import ENVIRONMENT
 from fedkd.errors import ConfigError
 from fedkd.seeds import generator
 
 IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
-Images = NDArray[np.uint8]
 Shape = tuple[int, int, int]
-Far = Literal["textures", "letters", "noise"]
-Errors = Literal["random", "hardest"]
 
-CACHE = "FEDKD_CACHE"
-RECIPE = 1
-"""To be raised when images come to be decoded, resized or rendered differently, so that old caches are left alone."""
 GLYPHS = 10_000
 """Glyphs in a pool whose limit is not given."""
 
@@ -145,7 +133,7 @@ def _part(pool: Pool, limit: int, rng: np.random.Generator) -> Pool:
         raise ConfigError(f"limit: expected at most {len(pool)}, the images of the pool, got {limit}; lower it")
     index = np.sort(rng.choice(len(pool), limit, replace=False))
     labels = None if pool.labels is None else pool.labels[index]
-    return replace(pool, x=_frozen(np.asarray(pool.x[index])), labels=labels)
+    return replace(pool, x=frozen(np.asarray(pool.x[index])), labels=labels)
 
 
 # The pools
@@ -160,7 +148,7 @@ def _imagenet32(shape: Shape, path: Path | None) -> Pool:
         raise ConfigError(
             f"imagenet32: expected {sought}, got nothing there; set {ENVIRONMENT} to the folder with that file"
         )
-    x = _cached("imagenet32", (shape, _stamp([file])), lambda: _archive(file, shape))
+    x = cached("imagenet32", (shape, stamp([file])), lambda: _archive(file, shape))
     source = file.name if path is not None else f"{ENVIRONMENT}/{file.name}"
     return Pool("imagenet32", x, _cifar10_labels(file, len(x)), source)
 
@@ -185,11 +173,12 @@ def _glyphs(shape: Shape, path: Path | None, count: int, seed: int) -> Pool:
     fonts = glyphs.fonts()
     drawn = glyphs.draw(glyphs.DIGITS, count, generator(seed, "glyphs"))
     key = (shape, count, seed, fonts.source, glyphs.SETTINGS, PIL.__version__)
-    x = _cached("glyphs", key, lambda: _rendered(glyphs.DIGITS, drawn, fonts, shape))
+    x = cached("glyphs", key, lambda: rendered(glyphs.DIGITS, drawn, fonts, shape))
     return Pool("glyphs", x, drawn.character, f"rendered from {fonts.source}")
 
 
-def _rendered(alphabet: str, drawn: glyphs.Glyphs, fonts: glyphs.Fonts, shape: Shape) -> Images:
+def rendered(alphabet: str, drawn: glyphs.Glyphs, fonts: glyphs.Fonts, shape: Shape) -> Images:
+    """Glyphs as images (m, C, H, W), grey in all channels."""
     grey = glyphs.render(alphabet, drawn, fonts, *shape[1:])
     return np.repeat(grey[:, None], shape[0], axis=1)
 
@@ -198,10 +187,10 @@ def _files(shape: Shape, path: Path | None) -> Pool:
     if path is None:
         raise ConfigError("pool files: expected the path of your images, got none; give a folder or an .npz file")
     if path.is_file() and path.suffix == ".npz":
-        x = _cached("files", (shape, _stamp([path])), lambda: _archive(path, shape))
+        x = cached("files", (shape, stamp([path])), lambda: _archive(path, shape))
     elif path.is_dir():
         files = _pictures(path)
-        x = _cached("files", (shape, _stamp(files)), lambda: _decoded(files, shape))
+        x = cached("files", (shape, stamp(files)), lambda: _decoded(files, shape))
     else:
         found = "another file" if path.exists() else "nothing there"
         raise ConfigError(f"{path}: expected a folder of images or an .npz file, got {found}; check the path")
@@ -286,220 +275,3 @@ def _fitted(image: Image.Image, shape: Shape) -> Images:
     image = image.convert(_mode(shape))
     pixels = np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
     return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
-
-
-# The cache
-
-
-def _stamp(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Return what changes when a file does: its full name, size and time of change."""
-    stamps = []
-    for file in files:
-        try:
-            state = file.stat()
-        except OSError as error:
-            raise ConfigError(f"{file}: expected a file, got {error.strerror}; remove or replace it") from error
-        stamps.append((str(file), state.st_size, state.st_mtime_ns))
-    return stamps
-
-
-def _cached(name: str, key: object, make: Callable[[], Images]) -> Images:
-    """Return the images of a key, read-only: from the cache, else made and kept there."""
-    file = _cache_folder() / f"{name}-{hashlib.sha256(repr((RECIPE, key)).encode()).hexdigest()[:24]}.npy"
-    if (kept := _kept(file)) is not None:
-        return kept
-    x = make()
-    try:
-        _keep(file, x)
-    except OSError as error:
-        warnings.warn(f"pool {name}: expected a cache folder to write to, got {error}; set {CACHE}", stacklevel=2)
-        return _frozen(x)
-    kept = _kept(file)
-    return _frozen(x) if kept is None else kept
-
-
-def _cache_folder() -> Path:
-    try:
-        return Path(os.environ.get(CACHE) or "~/.cache/fedkd").expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{CACHE}: expected a folder or a user with a home, got neither; set it") from error
-
-
-def _kept(file: Path) -> Images | None:
-    """Return a cached file as a memory map; None if there is none or it is broken."""
-    try:
-        x = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception:  # numpy may raise nearly anything on a broken header
-        return None
-    return x if isinstance(x, np.memmap) and x.ndim == 4 and x.dtype == np.uint8 else None
-
-
-def _keep(file: Path, x: Images) -> None:
-    """Write a cached file beside its place and rename it, so that nobody ever sees a part of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{os.urandom(8).hex()}")
-    try:
-        with beside.open("xb") as stream:
-            np.save(stream, x)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _frozen(x: Images) -> Images:
-    x.flags.writeable = False
-    return x
-
-
-# Planted trouble
-
-
-def with_far(pool: Pool, share: float, kind: Far, rng: np.random.Generator) -> tuple[Pool, BoolArray]:
-    """Replace a share of a pool's images by images that are far from every class of the task.
-
-    Args:
-        pool: m images.
-        share: Of the images, in [0, 1]; rounded to whole images, chosen uniformly.
-        kind: ``textures`` (three plane waves of random direction and frequency between two random colours),
-            ``letters`` (rendered from fonts, those that look like digits left out) or ``noise`` (independent uniform
-            pixels).
-        rng: Chooses and makes them.
-
-    Returns:
-        The pool, in memory, with label -1 where labels are known; and (m,) which images are far.
-
-    Raises:
-        ConfigError: A share out of range or an unknown kind.
-    """
-    _check_plan("share", share, kind, get_args(Far))
-    count = round(share * len(pool))
-    far = _some(len(pool), count, rng)
-    x = np.array(pool.x)
-    x[far] = _FAR[kind](count, x.shape[1:], rng)
-    labels = None if pool.labels is None else np.where(far, -1, pool.labels)
-    return replace(pool, x=_frozen(x), labels=labels, source=f"{pool.source}; {count} replaced by {kind}"), far
-
-
-def wrong_teacher(
-    answers: NDArray[np.floating[Any]],
-    rate: float,
-    kind: Errors,
-    rng: np.random.Generator,
-    margin: NDArray[np.floating[Any]] | None = None,
-) -> tuple[NDArray[np.floating[Any]], BoolArray]:
-    """Make a teacher err: its value for the class it names is exchanged with that of another, uniformly drawn class.
-
-    An exchange keeps what a row sums to and how sure it is. What counts as an error is an answer unlike the given one:
-    start from a teacher that is right (one-hot labels, for example) where the rate must be exact.
-
-    Args:
-        answers: (n, K) logits or soft labels; the answer is the class with the largest value, the first of equals.
-        rate: Share of wrong answers, in [0, 1]; rounded to whole answers.
-        kind: ``random`` errs on uniformly chosen points, ``hardest`` on those with the smallest margins.
-        rng: Chooses the points or breaks ties of their margins, and chooses the classes.
-        margin: (n,) for ``hardest``: how easy each point is, for example a model's top probability minus its second.
-            None takes the gap between the two largest values of ``answers``.
-
-    Returns:
-        (n, K) the answers, a copy of the same type; and (n,) which are wrong.
-
-    Raises:
-        ConfigError: A rate out of range, an unknown kind, answers or margins of another shape, not finite, without a
-            largest class, or with equal margins throughout (as one-hot answers have) where they must tell points apart.
-    """
-    _check_plan("rate", rate, kind, get_args(Errors))
-    if answers.ndim != 2 or answers.shape[1] < 2 or not np.isfinite(answers).all():
-        raise ConfigError(f"answers: expected finite values (n, K >= 2), got shape {answers.shape}; give logits")
-    rows, top = np.arange(len(answers)), answers.argmax(1)
-    best = answers[rows, top]
-    lower = answers < best[:, None]
-    if not lower.any(1).all():
-        raise ConfigError(
-            f"answers: expected a largest class, got equal values in row {lower.any(1).argmin()}; drop it"
-        )
-    count = round(rate * len(answers))
-    wrong = _some(len(answers), count, rng) if kind == "random" else _hardest(answers, count, margin, rng)
-    # A class that shares the first place would leave the answer's value where it is.
-    other = np.where(lower, rng.random(answers.shape), -1.0).argmax(1)
-    planted = answers.copy()
-    planted[rows[wrong], top[wrong]] = answers[rows, other][wrong]
-    planted[rows[wrong], other[wrong]] = best[wrong]
-    return planted, wrong
-
-
-def _check_plan(name: str, share: float, kind: str, kinds: Sequence[str]) -> None:
-    if not 0 <= share <= 1:
-        raise ConfigError(f"{name}: expected a share in [0, 1], got {share}; choose within")
-    if kind not in kinds:
-        raise ConfigError(f"kind: expected one of {', '.join(kinds)}, got {kind!r}; choose one")
-
-
-def _some(n: int, count: int, rng: np.random.Generator) -> BoolArray:
-    """Return ``count`` of n places, uniformly."""
-    some = np.zeros(n, np.bool_)
-    some[rng.choice(n, count, replace=False)] = True
-    return some
-
-
-def _hardest(
-    answers: NDArray[np.floating[Any]],
-    count: int,
-    margin: NDArray[np.floating[Any]] | None,
-    rng: np.random.Generator,
-) -> BoolArray:
-    """Return the ``count`` points with the smallest margins."""
-    if margin is None:
-        second, first = np.partition(answers, (-2, -1), axis=1)[:, -2:].T
-        margin = first - second
-    if margin.shape != (len(answers),) or not np.isfinite(margin).all():
-        raise ConfigError(f"margin: expected {len(answers)} finite values, got shape {margin.shape}; give one a point")
-    if 0 < count < len(margin) and margin.min() == margin.max():
-        raise ConfigError(
-            "margin: expected values that tell hard points from easy ones, got equal ones; give a model's"
-        )
-    hardest = np.zeros(len(margin), np.bool_)
-    hardest[np.lexsort((rng.random(len(margin)), margin))[:count]] = True
-    return hardest
-
-
-# Far images
-
-
-def _noise(count: int, shape: Shape, rng: np.random.Generator) -> Images:
-    return rng.integers(0, 256, (count, *shape), np.uint8)
-
-
-def _letters(count: int, shape: Shape, rng: np.random.Generator) -> Images:
-    return _rendered(glyphs.LETTERS, glyphs.draw(glyphs.LETTERS, count, rng), glyphs.fonts(), shape)
-
-
-def _textures(count: int, shape: Shape, rng: np.random.Generator) -> Images:
-    x = np.empty((count, *shape), np.uint8)
-    for start in range(0, count, 1000):  # the waves of a whole pool in floating point would fill the memory
-        block = x[start : start + 1000]
-        block[:] = _waves(len(block), shape, rng)
-    return x
-
-
-def _waves(count: int, shape: Shape, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return (count, C, H, W) in 0..255: sums of three plane waves of 1 to max(2, side / 3) periods an image."""
-    channels, height, width = shape
-    side = max(height, width)
-    size = (count, 3, 1)
-    angular = 2 * np.pi * rng.uniform(1, max(2, side / 3), size) / side
-    direction, phase = rng.uniform(0, 2 * np.pi, (2, *size))
-    across = np.exp(1j * angular * np.cos(direction) * np.arange(width))
-    down = np.exp(1j * (angular * np.sin(direction) * np.arange(height) + phase))
-    field = (down.swapaxes(1, 2) @ across).real[:, None].astype(np.float32)  # cos(a + b) is the real part of a product
-    contrast = rng.uniform(0.3, 3, (count, 1, 1, 1)).astype(np.float32)
-    one = rng.uniform(0, 255, (count, channels, 1, 1)).astype(np.float32)
-    other = (one + rng.uniform(64, 191, one.shape).astype(np.float32)) % 255  # never much alike: the wave shows
-    mixed: NDArray[np.float32] = one + (other - one) * (1 + np.tanh(contrast * field)) / 2
-    return mixed
-
-
-_FAR: Mapping[str, Callable[[int, Shape, np.random.Generator], Images]] = MappingProxyType(
-    {"textures": _textures, "letters": _letters, "noise": _noise}
-)

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from fedkd.config import Config
+from fedkd.data import cache as kept
 from fedkd.data import glyphs, pools
-from fedkd.data.pools import POOLS, Pool, load, with_far, wrong_teacher
+from fedkd.data.planted import with_far, wrong_teacher
+from fedkd.data.pools import POOLS, Pool, load
 from fedkd.errors import ConfigError
 from fedkd.federation import Federation, build
 
@@ -44,7 +46,7 @@ def forbid(monkeypatch):
         def refuse(*_arguments: object) -> None:
             raise AssertionError("made again")
 
-        for name in ("_decoded", "_archive", "_rendered"):
+        for name in ("_decoded", "_archive", "rendered"):
             monkeypatch.setattr(pools, name, refuse)
 
     return apply
@@ -424,7 +426,7 @@ def test_what_changes_the_images_changes_the_key(monkeypatch, tmp_path, cache):
     assert len(load("files", (3, 8, 8), tmp_path / "web")) == 1
     picture(tmp_path / "web" / "b.png")
     assert len(load("files", (3, 8, 8), tmp_path / "web")) == 2
-    monkeypatch.setattr(pools, "RECIPE", 2)
+    monkeypatch.setattr(kept, "RECIPE", 2)
     load("files", (3, 8, 8), path)
     assert len(list(cache.iterdir())) == 6
     plain, seeded = (load("glyphs", (1, 8, 8), limit=30, seed=seed).x for seed in (0, 1))
