@@ -95,6 +95,7 @@ def _rounds(found: Mapping[str, Results]) -> Figure:
         ax.spines[["top", "right"]].set_visible(False)
         alone = list(results["conditions"][BASELINE]["personal_by_round"].values())
         ax.set_ylim(alone[0] - 0.6 * (alone[-1] - alone[0]) - 0.02, alone[-1] + 0.6 * (alone[-1] - alone[0]) + 0.02)
+        ax.set_xticks([int(t) for t in results["conditions"][BASELINE]["personal_by_round"]])
         ax.set_xlabel("round" if i >= 3 else "")
     handles, labels = fig.axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, fontsize=TINY, frameon=False, ncols=5, loc="lower right")

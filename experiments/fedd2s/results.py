@@ -26,8 +26,8 @@ def collected(directory: Path) -> Results:
     conditions, unfinished = read_runs([directory])
     base = next(condition for condition in conditions if condition.label == BASELINE)
     ends = base.values(METRICS["personal"])
-    target = f"personal={sum(ends.values()) / len(ends):.4f}"
-    found = compare(conditions, BASELINE, SHOWN, unfinished, [target])
+    found = compare(conditions, BASELINE, SHOWN, unfinished, [f"personal={sum(ends.values()) / len(ends):.4f}"])
+    target = found.targets[0].name
     said = found.to_json()
     return {
         "baseline": BASELINE,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from statistics import fmean, stdev
 from typing import Any
 
+from experiments.compare import paired
 from experiments.fedd2s.results import Results
 from experiments.report.values import DASH, size
 
@@ -21,6 +22,15 @@ TITLES = {
     "inference0.5": "FedD2S scored with the server's head (Fashion-MNIST, Dirichlet 0.5)",
     "inference-pathological2": "FedD2S scored with the server's head (Fashion-MNIST, two classes a client)",
 }
+CONTRASTS = (
+    ("fedd2s", "rate 0"), ("rate 1", "rate 0"), ("fedd2s", "shallow to deep"), ("fedd2s", "random order"),
+    ("fedd2s", "hard switch"), ("fedd2s", "shallowest cut only"), ("fedd2s", "KL on shared layers only"),
+    ("fedd2s", "heads of one's own"), ("fedd2s", "class means"), ("answers in training", "fedd2s"),
+    ("server's head", "own layers"), ("server's head", "server's head, rate 0"),
+    ("server's head", "server's head, no KL"), ("fedd2s", "fedgkt"), ("fedd2s", "fedrep"), ("fedd2s", "feddistill"),
+    ("fedd2s", "fedproto"),
+)  # fmt: skip
+"""Conditions to compare beside the baseline, where a sweep has both."""
 HEAD = (
     "", "personal accuracy", "minus local, points", "Holm's p", "worst 10 %", "spread", "balanced", "server's model",
     "ECE", "bytes", "as good as local in the end",
@@ -35,6 +45,11 @@ def tables(found: Mapping[str, Results]) -> str:
         lines += [_row(HEAD), _row(["---", *["---:"] * (len(HEAD) - 1)])]
         lines += [_row(_cells(label, said)) for label, said in results["conditions"].items()]
         lines += ["", *(f"Note: {note}." for note in results["notes"])]
+        wanted = [(one, two) for one, two in CONTRASTS if {one, two} <= results["conditions"].keys()]
+        if len(wanted) > 1:
+            lines += ["", _row(("", "personal accuracy", "worst 10 %", "spread", "balanced", "ECE"))]
+            lines += [_row(["---", *["---:"] * 5])]
+            lines += [_row(_contrast(results, one, two)) for one, two in wanted]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -73,6 +88,15 @@ def _cells(label: str, said: Mapping[str, Any]) -> Iterator[str]:
     reached = said["reached"]
     middle = reached["rounds"]["median"]
     yield f"{reached['reached']} of {reached['n']}" + ("" if middle is None else f"; round {middle:g}")
+
+
+def _contrast(results: Results, one: str, two: str) -> Iterator[str]:
+    """The first minus the second, in points, paired by seed."""
+    yield f"{one} minus {two}"
+    for name in ("personal", "worst10", "personal_std", "balanced", "personal_ece"):
+        mine, theirs = (results["conditions"][label]["values"].get(name, {}) for label in (one, two))
+        both = [{int(seed): value for seed, value in values.items()} for values in (mine, theirs)]
+        yield difference(vars(paired(*both)))
 
 
 def difference(said: Mapping[str, float | None] | None) -> str:
