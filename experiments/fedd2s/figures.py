@@ -61,7 +61,7 @@ def _strip(ax: Axes, rows: Sequence[str], results: Results) -> None:
             continue
         points = [100 * (v - base[seed]) for seed, v in said["values"]["personal"].items() if seed in base]
         mean, interval = fmean(points), said["minus_baseline"]["personal"]
-        colour = GREEN if mean > 0 else RED
+        colour = MUTED if abs(mean) < 0.05 else GREEN if mean > 0 else RED
         if abs(mean) > FAR:
             text, side = (f"{mean:+.0f} ▶", "right") if mean > 0 else (f"◀ {mean:+.0f}", "left")
             ax.annotate(text.replace("-", "−"), (math.copysign(FAR + 1, mean), y), ha=side, va="center",
