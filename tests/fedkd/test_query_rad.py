@@ -81,6 +81,7 @@ def test_golden_vectors(g, m, penalty, k, value, p):
     np.testing.assert_allclose(game.p, p, atol=5e-7)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(games())
 def test_the_value_is_the_linear_programs(game):

@@ -45,6 +45,7 @@ def program(g, m, b, penalty) -> float:
     return -linprog(-worth, excess, np.zeros(n), whole, [b], bounds).fun
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(batches())
 def test_the_inclusion_probabilities_are_worth_what_the_linear_program_is(batch):
@@ -94,6 +95,7 @@ def test_the_slope_bounds_the_worth_at_every_other_level(batch):
         assert np.all(worths <= value + slope * (levels - level) + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_million_candidates_beyond_the_cap():
     n, b = 10**6, 400_000
     g = np.random.default_rng(0).beta(0.5, 2, n) + 1e-4

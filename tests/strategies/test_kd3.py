@@ -255,6 +255,7 @@ def config(rounds=1, clients=1, by_client=(), data=None, **method):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:KD3 keeps")
 def test_a_student_of_unlabelled_images_knows_what_its_teacher_knows():
     _, rounds, _ = run(config(data={"public": 600}, student_epochs=16, epochs=8))
@@ -262,6 +263,7 @@ def test_a_student_of_unlabelled_images_knows_what_its_teacher_knows():
     assert accuracy.balanced_mean > 0.9 and accuracy.global_ > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:KD3 keeps")
 def test_clients_of_two_architectures_teach_one_student():
     strategy, rounds, _ = run(

@@ -228,6 +228,7 @@ def test_noise_is_for_the_rows_that_leave():
 @pytest.mark.parametrize(
     "privacy", [{"mechanism": "gaussian", "epsilon": 50.0}, {"mechanism": "ambassador", "delta": 1e-3}]
 )
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:KD3's selection keeps")
 def test_selection_by_the_student_composes_with_a_mechanism(privacy):
     strategy, rounds, _ = run(config(keep="kd3", floor=0.5, aggregation="vote", privacy=privacy, selection="margin"))
