@@ -208,7 +208,7 @@ class FedD2S(Method):
         if self.downlink == "logits":
             names = (f"{RECORD}q", f"{RECORD}id", "q")
             return Knowledge(told | {n: server[key] for n in names if (key := f"{_of(to.client)}/{n}") in server})
-        trained = self._trained(server, to.model, self._place(to), depth)
+        trained = self._trained(server, to, depth)
         if trained is not None:
             told |= nest(f"head/{model.blocks[trained - 1]}", pick(f"head/{self._place(to)}/{trained}", server))
         return Knowledge(told)
@@ -313,16 +313,16 @@ class FedD2S(Method):
 
     def aggregate(self, task: Task, server: Params, pool: Pool, t: int, rng: np.random.Generator) -> Params:
         """Train each head on the union of what was sent to it, then let it answer."""
-        groups: dict[tuple[str, str, int], list[Answer]] = {}
+        groups: dict[tuple[str, int], list[Answer]] = {}
         for answer in pool.each:
             depth = self._cut(task, server, t, answer.peer)
             if depth is not None:
-                groups.setdefault((answer.peer.model, self._place(answer.peer), depth), []).append(answer)
+                groups.setdefault((self._place(answer.peer), depth), []).append(answer)
         after = dict(server)
-        for (name, place, depth), answers in sorted(groups.items(), key=lambda item: item[0]):
-            model = task.models[name]
+        for (place, depth), answers in sorted(groups.items(), key=lambda item: item[0]):
+            model = task.models[answers[0].peer.model]
             h = torch.cat([_features(a.knowledge) for a in answers])
-            head, labels = self._train(task, server, name, place, depth, answers, h, rng)
+            head, labels = self._train(task, server, depth, answers, h, rng)
             after |= nest(f"head/{place}/{depth}", head)
             after[f"trained/{place}/{depth}"] = server.get(f"trained/{place}/{depth}", torch.tensor(0)) + 1
             if self.downlink == "logits":
@@ -343,19 +343,18 @@ class FedD2S(Method):
         self,
         task: Task,
         server: Params,
-        name: str,
-        place: str,
         depth: int,
         answers: Sequence[Answer],
         h: Tensor,
         rng: np.random.Generator,
     ) -> tuple[Params, Tensor]:
         """The head, trained, and its logits as they were when it last trained on each row."""
-        model, distance = task.models[name], kl(self.temperature)
+        peer = answers[0].peer
+        model, place, distance = task.models[peer.model], self._place(peer), kl(self.temperature)
         z = torch.cat([_logits(a.knowledge) for a in answers])
         y, weight = (torch.cat(parts) for parts in zip(*(_labels(a.knowledge) for a in answers), strict=True))
         rows, seen = weight.nonzero()[:, 0], torch.zeros_like(z)  # no rows of classes that a client does not have
-        trained = self._trained(server, name, place, depth)
+        trained = self._trained(server, peer, depth)
         epochs = self.server_epochs + (self.warmup_heads if trained != depth else 0)
         order = learn.batches(rng, len(rows), self.server_batch, epochs).to(h.device)
 
@@ -368,7 +367,7 @@ class FedD2S(Method):
             share = weight[index] * (row >= 0)
             return (loss * share).sum() / share.sum()
 
-        head = pick(f"head/{place}/{depth}", server) or pick(f"head/{name}/{depth}", server)
+        head = pick(f"head/{place}/{depth}", server) or pick(f"head/{peer.model}/{depth}", server)
         if trained not in (None, depth):
             head |= {k: p for k, p in pick(f"head/{place}/{trained}", server).items() if k in head}
         return learn.descend(head, order, objective, task.optimizer), seen
@@ -381,10 +380,10 @@ class FedD2S(Method):
         """Where the heads that answer a client are kept."""
         return of.model if self.heads == "shared" else f"{of.model}/{_of(of.client)}"
 
-    def _trained(self, server: Params, name: str, place: str, depth: int) -> int | None:
+    def _trained(self, server: Params, of: Peer, depth: int) -> int | None:
         """The cut at ``depth`` if its head has been trained, else the latest one before it whose head has."""
-        cuts = server[f"cuts/{name}"].tolist()
-        ready = [d for d in cuts[: cuts.index(depth) + 1] if int(server.get(f"trained/{place}/{d}", 0))]
+        cuts = server[f"cuts/{of.model}"].tolist()
+        ready = [d for d in cuts[: cuts.index(depth) + 1] if int(server.get(f"trained/{self._place(of)}/{d}", 0))]
         return ready[-1] if ready else None
 
 

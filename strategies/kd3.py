@@ -83,6 +83,23 @@ class Selection:
     predicted: Tensor
     kept: Tensor
 
+    def at_least(self, floor: float, fewest: int, who: str, what: str) -> tuple[Tensor, str | None]:
+        """Index of what is kept; where that is too little, of what is nearest to its threshold too, and a complaint.
+
+        Args:
+            floor: Share of the pool to keep at least.
+            fewest: The same as a number.
+            who: Who keeps, for the complaint.
+            what: What there is, for the complaint.
+        """
+        rows, least = self.keep.nonzero()[:, 0], max(fewest, math.ceil(floor * len(self.keep)))
+        if len(rows) >= least:
+            return rows, None
+        return self.above.topk(least).indices.sort().values, (
+            f"{who} keeps {len(rows)} of {len(self.keep)} {what}, fewer than method.floor={floor:g} asks ({least}); "
+            f"predicted of each class: {self.predicted.tolist()}"
+        )
+
 
 def select(teacher: Tensor, student: Tensor, alpha: float, tau: float = 0.95) -> Selection:
     """Keep the images of which teacher and student together are surer than their class asks.
@@ -94,12 +111,23 @@ def select(teacher: Tensor, student: Tensor, alpha: float, tau: float = 0.95) ->
         tau: Threshold of the class that is predicted most often.
     """
     q = softmax(alpha * teacher + (1 - alpha) * student, -1)
-    confidence, label = q.max(-1)
-    predicted = torch.bincount(label, minlength=q.shape[1])
+    predicted = torch.bincount(q.argmax(-1), minlength=q.shape[1])
     r = predicted / predicted.max().clamp(min=1)
-    above = confidence - (tau * r / (2 - r))[label]
-    keep = above > 0
-    return Selection(keep, above, predicted, torch.bincount(label[keep], minlength=q.shape[1]))
+    return _above(q, tau * r / (2 - r))
+
+
+def confident(teacher: Tensor, tau: float) -> Selection:
+    """Keep the images of which the teacher, by its logits (m, K), is surer than ``tau``, whatever the class."""
+    return _above(softmax(teacher, -1), teacher.new_full(teacher.shape[1:], tau))
+
+
+def _above(q: Tensor, thresholds: Tensor) -> Selection:
+    """Keep rows of probabilities (m, K) above the threshold (K,) of their largest class."""
+    confidence, label = q.max(-1)
+    above = confidence - thresholds[label]
+    keep, classes = above > 0, q.shape[1]
+    count = torch.bincount(label, minlength=classes), torch.bincount(label[keep], minlength=classes)
+    return Selection(keep, above, *count)
 
 
 # --- The student ------------------------------------------------------------------------------------------------------
@@ -361,26 +389,21 @@ class KD3(Method):
         if self.selection == "all":
             return torch.arange(len(view), device=view.device), 0
         if self.selection == "teacher":
-            confidence, label = softmax(logits, -1).max(-1)
-            above, predicted = confidence - self.tau, torch.bincount(label, minlength=task.num_classes)
+            found = confident(logits, self.tau)
         else:
             own = pick("student", learnt) | pick("head", server)
             student = self.student_model(task).logits(own, view, BATCH)
             found = select(logits, student, alpha, self.tau)
-            above, predicted = found.above, found.predicted
-        kept, least = (above > 0).nonzero()[:, 0], max(2, math.ceil(self.floor * len(view)))
-        if len(kept) >= least:
-            return kept, 0
-        said = (
-            f"KD3 keeps {len(kept)} of {len(view)} images, fewer than method.floor={self.floor:g} asks ({least}); "
-            f"predicted of each class: {predicted.tolist()}"
-        )
+        rows, complaint = found.at_least(self.floor, 2, "KD3", "images")
+        if complaint is None:
+            return rows, 0
         if starved + 1 >= self.patience:
             raise Starved(
-                f"{said}; for {starved + 1} epochs in a row: the teacher does not know these images, or tau is too high"
+                f"{complaint}; for {starved + 1} epochs in a row: the teacher does not know these images, or tau is "
+                "too high"
             )
-        warnings.warn(f"{said}; the {least} nearest to their thresholds are kept", stacklevel=2)
-        return above.topk(least).indices.sort().values, starved + 1
+        warnings.warn(f"{complaint}; the {len(rows)} nearest to their thresholds are kept", stacklevel=2)
+        return rows, starved + 1
 
     def _drawn(self, rng: np.random.Generator, b: int) -> tuple[Tensor, Tensor]:
         """Partners and shares of a minibatch's mixing."""

@@ -31,7 +31,6 @@ Decided here:
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -251,15 +250,9 @@ class RAD(Method):
         if self.keep == "all":
             return torch.arange(len(x), device=x.device)
         found = select(logits, task.model.logits(params, x), teacher_share(t, task.rounds), self.tau)
-        rows, least = found.keep.nonzero()[:, 0], max(1, math.ceil(self.floor * len(x)))
-        if len(rows) < least:
-            warnings.warn(
-                f"KD3's selection keeps {len(rows)} of {len(x)} answers, fewer than method.floor={self.floor:g} asks "
-                f"({least}); those nearest to their thresholds are kept; predicted of each class: "
-                f"{found.predicted.tolist()}",
-                stacklevel=2,
-            )
-            rows = found.above.topk(least).indices.sort().values
+        rows, complaint = found.at_least(self.floor, 1, "KD3's selection", "answers")
+        if complaint is not None:
+            warnings.warn(f"{complaint}; the {len(rows)} nearest to their thresholds are kept", stacklevel=2)
         return rows
 
     def student(self, task: Task, server: Params) -> Params | None:

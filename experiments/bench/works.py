@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from experiments.bench import data, foreign, fusion, hand, memory, methods, ours, pfl, start
@@ -206,12 +207,12 @@ def _cuts(model: str) -> Work:
             return data.config(settings, made, sizes["clients"], {**method, **train}, model=model)
 
         reach = Reach(1.6, "ratio")
-        average = ours.opener(lambda: configured({"name": "fedavg"}), "loop")
+        average = ours.opener(partial(configured, {"name": "fedavg"}), "loop")
         cuts = [
             Contender(
                 f"FedD2S, {cut}",
                 f"cut after {cut}: upload, head and answers on top",
-                ours.opener(lambda at=cut: configured({"name": "fedd2s", "mode": "off", "dropping": [at]}), "loop"),  # type: ignore[misc]
+                ours.opener(partial(configured, {"name": "fedd2s", "mode": "off", "dropping": [cut]}), "loop"),
                 reach,
             )
             for cut in CUTS[model]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.fedd2s.results import BASELINE, Results
 from experiments.fedd2s.tables import TITLES
-from experiments.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PLATE, RED, RULE, SMALL, TINY, drawing
+from experiments.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PLATE, RED, RULE, SMALL, TINY, drawing, png
 
 PLOT, GAP, ROW = 1.55, 0.22, 0.19  # inches
 FAR = 6.0  # points from which on a mean is a number instead of a mark
@@ -26,10 +25,10 @@ def figures(found: Mapping[str, Results]) -> dict[str, bytes]:
     drawn = {}
     with drawing():
         if methods:
-            drawn["methods.png"] = _png(_differences(methods, PLOT))
-            drawn["rounds.png"] = _png(_rounds(methods))
+            drawn["methods.png"] = png(_differences(methods, PLOT))
+            drawn["rounds.png"] = png(_rounds(methods))
         if "schedule" in found:
-            drawn["schedule.png"] = _png(_differences({"schedule": found["schedule"]}, 4.2))
+            drawn["schedule.png"] = png(_differences({"schedule": found["schedule"]}, 4.2))
     return drawn
 
 
@@ -108,9 +107,3 @@ def _rounds(found: Mapping[str, Results]) -> Figure:
     )
     fig.tight_layout(rect=(0, 0.02, 1, 1))
     return fig
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor=PLATE, metadata={"Software": None})
-    return buffer.getvalue()

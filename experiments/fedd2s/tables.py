@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from experiments.compare import paired
+from experiments.compare import Difference, paired
 from experiments.fedd2s.results import Results
+from experiments.markdown import difference, row, spread
 from experiments.report.values import DASH, size
 
 TITLES = {
@@ -42,14 +43,14 @@ def tables(found: Mapping[str, Results]) -> str:
     lines = ["<!-- made by: python -m experiments.fedd2s draw -->", "", "# Results", "", *_key()]
     for name, results in found.items():
         lines += ["", f"## {TITLES[name]}", "", _ground(results), ""]
-        lines += [_row(HEAD), _row(["---", *["---:"] * (len(HEAD) - 1)])]
-        lines += [_row(_cells(label, said)) for label, said in results["conditions"].items()]
+        lines += [row(HEAD), row(["---", *["---:"] * (len(HEAD) - 1)])]
+        lines += [row(_cells(label, said)) for label, said in results["conditions"].items()]
         lines += ["", *(f"Note: {note}." for note in results["notes"])]
         wanted = [(one, two) for one, two in CONTRASTS if {one, two} <= results["conditions"].keys()]
         if len(wanted) > 1:
-            lines += ["", _row(("", "personal accuracy", "worst 10 %", "spread", "balanced", "ECE"))]
-            lines += [_row(["---", *["---:"] * 5])]
-            lines += [_row(_contrast(results, one, two)) for one, two in wanted]
+            lines += ["", row(("", "personal accuracy", "worst 10 %", "spread", "balanced", "ECE"))]
+            lines += [row(["---", *["---:"] * 5])]
+            lines += [row(_contrast(results, one, two)) for one, two in wanted]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -78,12 +79,13 @@ def _ground(results: Results) -> str:
 def _cells(label: str, said: Mapping[str, Any]) -> Iterator[str]:
     values = said["values"]
     yield label
-    yield _spread(values.get("personal"))
-    yield difference(said["minus_baseline"].get("personal"))
-    holm = (said["minus_baseline"].get("personal") or {}).get("holm")
+    yield spread([*values.get("personal", {}).values()])
+    beyond = said["minus_baseline"].get("personal") or {"mean": None, "low": None, "high": None, "holm": None}
+    yield difference(Difference({}, beyond["mean"], None, beyond["low"], beyond["high"]))
+    holm = beyond["holm"]
     yield DASH if holm is None else f"{holm:.2g}"
     for name in ("worst10", "personal_std", "balanced", "global", "personal_ece"):
-        yield _spread(values.get(name))
+        yield spread([*values.get(name, {}).values()])
     yield size(fmean(values["up"].values()) + fmean(values["down"].values()))
     reached = said["reached"]
     middle = reached["rounds"]["median"]
@@ -96,25 +98,4 @@ def _contrast(results: Results, one: str, two: str) -> Iterator[str]:
     for name in ("personal", "worst10", "personal_std", "balanced", "personal_ece"):
         mine, theirs = (results["conditions"][label]["values"].get(name, {}) for label in (one, two))
         both = [{int(seed): value for seed, value in values.items()} for values in (mine, theirs)]
-        yield difference(vars(paired(*both)))
-
-
-def difference(said: Mapping[str, float | None] | None) -> str:
-    """A paired difference in points with its interval."""
-    if not said or said["mean"] is None:
-        return DASH
-    text = f"{100 * said['mean']:+.1f}"
-    if said["low"] is not None and said["high"] is not None:
-        text += f" [{100 * said['low']:+.1f}, {100 * said['high']:+.1f}]"
-    return text.replace("-", "−")
-
-
-def _spread(values: Mapping[str, float] | None) -> str:
-    if not values:
-        return DASH
-    numbers = list(values.values())
-    return f"{fmean(numbers):.3f}" + (f" ± {stdev(numbers):.3f}" if len(numbers) > 1 else "")
-
-
-def _row(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
+        yield difference(paired(*both))

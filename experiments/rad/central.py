@@ -28,7 +28,7 @@ from fedkd.optim import Adam
 from fedkd.query.rad import gain
 from privacy.gate import Pool, Released
 from privacy.mechanisms import Mechanism
-from strategies.rad import RAD
+from strategies.rad import RAD, asked_about
 
 TEACHERS = ("natural", "random 0.05", "random 0.1", "random 0.3", "hardest 0.05", "hardest 0.1", "hardest 0.3")
 SURE = 4.0  # logit of the class that a planted teacher names
@@ -43,11 +43,23 @@ class Scene:
         federation: Data and models; its clients take no part.
         answers: Logits (m, K) of the teacher.
         truth: True classes (m,) of the pool.
+        model: Parameters of the teacher where it is a model; None where its answers are planted.
     """
 
     federation: Federation
     answers: Tensor
     truth: Tensor
+    model: Params | None
+
+    def answer(self, questions: Params) -> Tensor:
+        """Logits (b, K) of what is asked. Of a blend of images, a planted teacher's are the blend of its answers."""
+        if "partner" not in questions:
+            return self.answers[questions["index"]]
+        task = self.federation.server_task
+        if self.model is not None:
+            return task.model.logits(self.model, asked_about(task, questions))
+        share, p = questions["share"][:, None], softmax(self.answers, 1)
+        return ((1 - share) * p[questions["index"]] + share * p[questions["partner"]]).log()
 
     @property
     def wrong(self) -> Tensor:
@@ -93,13 +105,13 @@ def scene(seed: int, teacher: str, data: dict[str, Any], method: dict[str, Any])
     task, truth = federation.server_task, torch.from_numpy(federation.dataset.y[federation.public_index])
     logits = task.model.logits(natural, task.public_x)
     if teacher == "natural":
-        return Scene(federation, logits, truth)
+        return Scene(federation, logits, truth, natural)
     kind, rate = teacher.split()
     margin = 1 - gain(softmax(logits.double(), 1).numpy())
     sure = SURE * one_hot(truth, task.num_classes).numpy().astype(np.float32)
     rng = seeds.generator(seed, f"planted {teacher}")
     planted, _ = wrong_teacher(sure, float(rate), "random" if kind == "random" else "hardest", rng, margin)
-    return Scene(federation, torch.from_numpy(planted), truth)
+    return Scene(federation, torch.from_numpy(planted), truth, None)
 
 
 def rounds(seen: Scene, run: Config) -> Iterator[dict[str, float]]:
@@ -110,9 +122,9 @@ def rounds(seen: Scene, run: Config) -> Iterator[dict[str, float]]:
     task = federation.server_task
     server = method.server_init(task, run.seed)
     for t in range(1, run.federation.rounds + 1):
-        index = server["question/index"]
+        questions = pick("question", server)
         probs = softmax(task.model.logits(pick("student", server), task.public_x).double(), 1).numpy()
-        said = Released(Peer(0, task.model.name), t, Knowledge({"logits": seen.answers[index]}), None)
+        said = Released(Peer(0, task.model.name), t, Knowledge({"logits": seen.answer(questions)}), None)
         pool = Pool([said], Mechanism(), seeds.generator(run.seed, "nothing"))
         server = method.aggregate(task, server, pool, t, seeds.generator(run.seed, "server", t))
         student = method.student(task, server) or {}
@@ -120,5 +132,5 @@ def rounds(seen: Scene, run: Config) -> Iterator[dict[str, float]]:
             "asked": len(server["answered/index"]),
             "accuracy": accuracy(task.model, student, federation.test_x, federation.test_y),
             "wrong": float(seen.wrong[server["answered/index"]].float().mean()),
-            "gain": float(gain(probs)[index.numpy()].mean()),
+            "gain": float(gain(probs)[questions["index"].numpy()].mean()),
         }

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.compare import paired
-from experiments.fedd2s.tables import difference
-from experiments.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PLATE, PURPLE, RED, SKY, TINY, drawing
+from experiments.markdown import difference, row, spread
+from experiments.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, TINY, drawing, png
+from experiments.report.values import DASH
 
 COLOURS = {
     "rad": (BLUE, "-"), "uniform": (INK, "--"), "margin": (RED, "-"), "entropy": (ORANGE, "-"),
@@ -56,21 +56,17 @@ def tables(results: dict[str, Any]) -> str:
 def _rows(strategies: dict[str, dict[int, dict[str, Any]]]) -> Iterator[str]:
     areas = {name: {seed: fmean(run["accuracy"]) for seed, run in runs.items()} for name, runs in strategies.items()}
     for name, runs in sorted(strategies.items(), key=lambda item: -fmean(areas[item[0]].values())):
-        against = "–" if name == "uniform" else difference(vars(paired(areas[name], areas["uniform"])))
+        against = DASH if name == "uniform" else difference(paired(areas[name], areas["uniform"]))
         last = [run["accuracy"][-1] for run in runs.values()]
         cells = [
             name,
-            _spread(list(areas[name].values())),
+            spread(list(areas[name].values())),
             against,
-            _spread(last),
+            spread(last),
             f"{100 * fmean(run['wrong'][-1] for run in runs.values()):.1f} %",
             f"{fmean(fmean(run['gain']) for run in runs.values()):.3f}",
         ]
-        yield f"| {' | '.join(cells)} |"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+        yield row(cells)
 
 
 def figure(results: dict[str, Any]) -> bytes:
@@ -96,6 +92,4 @@ def figure(results: dict[str, Any]) -> bytes:
         fig.text(0.01, 0.005, "student's accuracy minus uniform's, points, against questions asked; mean over seeds",
                  fontsize=TINY, color=MUTED)  # fmt: skip
         fig.tight_layout(rect=(0, 0.03, 1, 1))
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", dpi=150, facecolor=PLATE, metadata={"Software": None})
-        return buffer.getvalue()
+        return png(fig)

@@ -209,3 +209,10 @@ def caption(html: str) -> str:
 def figure(markup: str, note: str = "") -> str:
     """A figure element around `markup`, with `note` (plain text) under it."""
     return f'<figure class="card">{markup}{caption(escape(note))}</figure>\n' if markup else ""
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """A figure as PNG; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor=PLATE, metadata={"Software": None})
+    return buffer.getvalue()
