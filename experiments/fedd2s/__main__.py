@@ -1,4 +1,4 @@
-"""Make the comparison: ``python -m experiments.fedd2s run|collect|draw``; finished runs are not made again."""
+"""Make the comparison: ``python -m experiments.fedd2s run|collect|teachers|draw``; no run is made twice."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Names = Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SWEEPS)}
 
 @app.command()
 def run(names: Names = None, out: Place = RUNS, jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 2) -> None:
-    """Run the sweeps, one after another: hours on two cores. Needs Fashion-MNIST, and FEDKD_DATA for the last two."""
+    """Run the sweeps, one after another: hours on two cores. Needs Fashion-MNIST; FEDKD_DATA for the others."""
     from rich.console import Console
 
     from experiments.cells import plan
