@@ -20,6 +20,7 @@ from fedkd.homes import Homes
 from fedkd.knowledge import Knowledge, Params
 from fedkd.losses import cross_entropy
 from fedkd.method import Peer
+from fedkd.models import Model
 from privacy.audits.membership import AuditResult, audit_scores
 from privacy.gate import Pool, Released
 
@@ -70,6 +71,24 @@ class Auditor:
             found[STUDENT] = federation.config.method.student_model(federation.server_task).logits(student, x)
         return [self._judge(target, logits) for target, logits in found.items()]
 
+    def model(self, client: int | None) -> tuple[Model, Params]:
+        """A model as it is after the run: the server's, or the one that a client is scored on.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+        federation = self.site.federation
+        method, task = federation.config.method, federation.server_task
+        if client is None:
+            student = method.student(task, self.server)
+            if student is None:
+                raise ConfigError(f"{federation.config.method_name} has no model at the server; name a client's")
+            return method.student_model(task), student
+        if client not in self._clients:
+            raise ConfigError(f"client {client}: expected 0 to {len(self._clients) - 1}")
+        home = self.site.mechanism.home(self.site.personal(client, self._state(client)))
+        return federation.client_task(client).model, method.judged(self._down(client), home)
+
     @property
     def _clients(self) -> range:
         return range(self.site.federation.config.federation.clients)
@@ -80,10 +99,8 @@ class Auditor:
         return torch.cat(parts)[order.argsort()]
 
     def _home(self, client: int, x: Tensor) -> Tensor:
-        federation = self.site.federation
-        task = federation.client_task(client)
-        home = self.site.mechanism.home(self.site.personal(client, self._state(client)))
-        return task.model.logits(federation.config.method.judged(self._down(client), home), x)
+        model, params = self.model(client)
+        return model.logits(params, x)
 
     def _answers(self, x: Tensor) -> list[Released]:
         """What each client would say about the inputs x, as it would leave."""

@@ -88,13 +88,19 @@ def distill(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed; everything random follows from it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the directory.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing while running.")] = False,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Weights of a teacher that learns no more (`fedkd export` writes such a file).")
+    ] = None,
 ) -> None:
     """Distil centrally: one teacher trained on all data, one pool of public images, one student.
 
     It is `fedkd run` with a single client, the teacher, whose accuracy is the personal one; the student is the server's
-    model. The method must train one: kd3, rad, feddf, or fedmd with `method.student_epochs`.
+    model. The method must train one: kd3, rad, feddf, or fedmd with `method.student_epochs`. The teacher's architecture
+    is the first of `model.by_client`, the student's is `model.name`.
     """
-    alone = [*(overrides or []), "federation.clients=1", "federation.cohort=", "data.partition=iid", "model.by_client="]
+    alone = [*(overrides or []), "federation.clients=1", "federation.cohort=", "data.partition=iid"]
+    if teacher is not None:
+        alone += [f"model.weights={teacher}", "method.epochs=0"]
     with _errors():
         from fedkd.config import load
         from fedkd.errors import ConfigError
@@ -153,6 +159,29 @@ def audit(
                 f"{r.n_in}/{r.n_out}",
             )
         Console().print(grid)
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's directory, finished or interrupted.")],
+    file: Annotated[Path, typer.Argument(help="safetensors file to write; `model.weights` reads it.")],
+    client: Annotated[int | None, typer.Option(min=0, help="A client's model; default the server's.")] = None,
+) -> None:
+    """Write a model of a run to a file: the server's, or a client's. Under no mechanism's promise if a client's."""
+    with _errors():
+        from safetensors.torch import save_file
+
+        from experiments.audit import open_run
+
+        auditor = open_run(directory)
+        model, params = auditor.model(client)
+        config = auditor.site.federation.config
+        about = {"architecture": model.name, "dataset": config.data.name, "config_hash": config.hash}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}.draft")
+        save_file({name: value.detach().cpu().contiguous() for name, value in params.items()}, draft, about)
+        draft.replace(file)
+        typer.echo(f"{file}: {model.name}, {sum(value.numel() for value in params.values())} parameters")
 
 
 @app.command()

@@ -97,6 +97,9 @@ class ModelConfig(Section):
 
     name: str = Field("cnn", description="architecture of the clients and of the server's own model")
     by_client: list[str] = Field([], description="architectures of the clients, in turn; default all model.name")
+    weights: str | None = Field(
+        None, description="file that clients' models start from, of 'fedkd export'; {seed} stands for the seed"
+    )
 
 
 class NoPrivacy(Section):
@@ -457,6 +460,8 @@ def _check(config: Config) -> None:
             f"model.by_client: {config.method_name} averages weights, so every client must have model.name "
             f"('{config.model.name}'), got {sorted(models)}; use fedmd or feddf for mixed architectures"
         )
+    if config.model.weights is not None and len(models) > 1:
+        raise ConfigError(f"model.weights: expected clients of one architecture, got {', '.join(sorted(models))}")
     for name in ("workers", "block", "gpus_per_client", "address"):
         value = getattr(config.engine, name)
         if value and name not in ENGINE_FIELDS.get(config.engine.name, set()):

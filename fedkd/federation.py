@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedkd import config as configs
@@ -17,7 +19,8 @@ from fedkd.config import AmbassadorPrivacy, Config
 from fedkd.data import datasets, planted, pools
 from fedkd.data.datasets import Dataset
 from fedkd.data.split import Split, SplitSpec, split
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, SchemaError
+from fedkd.knowledge import Knowledge, Params
 from fedkd.learn import fit
 from fedkd.models import Model
 from fedkd.task import Task
@@ -35,6 +38,7 @@ class Federation:
         labelled: Public inputs (l, *shape) and their labels (l,).
         test_x: Balanced global test inputs; test_y their labels.
         labels: Labels of the data set with the canaries' wrong labels applied, the ones clients train on.
+        given: Weights that clients' models start from, by architecture.
     """
 
     config: Config
@@ -48,6 +52,7 @@ class Federation:
     test_x: Tensor
     test_y: Tensor
     labels: np.ndarray
+    given: Mapping[str, Params]
     device: torch.device
 
     def task(self, model: str) -> Task:
@@ -62,6 +67,7 @@ class Federation:
             optimizer=method.descent(),
             fit=fit,
             labelled=self.labelled,
+            given=self.given,
         )
 
     @property
@@ -127,11 +133,12 @@ def build(config: Config) -> Federation:
         nobodys = nobodys[seeds.generator(config.seed, "public parts").permutation(held_out)]
     public = web_like(config, dataset) if data.pool else dataset.x[nobodys[:taken]]
     labelled = nobodys[taken : taken + data.labelled]
+    architectures = {name: models.build(name, shape, dataset.num_classes) for name in names}
     federation = Federation(
         config=config,
         dataset=dataset,
         split=parts,
-        models={name: models.build(name, shape, dataset.num_classes) for name in names},
+        models=architectures,
         client_models=client_models,
         public_x=datasets.to_tensor(public).to(device),
         public_index=nobodys[:taken],
@@ -139,11 +146,29 @@ def build(config: Config) -> Federation:
         test_x=datasets.to_tensor(test_x).to(device),
         test_y=torch.from_numpy(test_y).to(device),
         labels=parts.labels(dataset.y),
+        given=_given(config, architectures),
         device=device,
     )
     held = np.bincount(federation.labels[parts.train.values], minlength=dataset.num_classes) > 0
     config.method.check({name: federation.task(name) for name in sorted(set(client_models))}, held)
     return federation
+
+
+def _given(config: Config, architectures: Mapping[str, Model]) -> dict[str, Params]:
+    """The weights of ``model.weights``, which must be those of the clients' architecture."""
+    if config.model.weights is None:
+        return {}
+    name, path = config.client_models()[0], config.model.weights.replace("{seed}", str(config.seed))
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model.weights='{path}': cannot be read ({error}); write it with 'fedkd export'") from None
+    schema = architectures[name].schema
+    try:
+        Knowledge(found).check(schema, name)
+    except SchemaError as error:
+        raise ConfigError(f"model.weights='{path}': expected the weights of clients' models; {error}") from None
+    return {name: {key: found[key] for key in schema}}
 
 
 def web_like(config: Config, dataset: Dataset) -> np.ndarray:

@@ -117,7 +117,7 @@ class Method(BaseModel):
 
     def personal_init(self, task: Task, seed: int, client: int) -> Params:
         """What a client holds at home before its first round: by default a model of its own."""
-        return task.model.init(seed, client + 1)
+        return task.initial(task.model, seed, client + 1)
 
     @abstractmethod
     def send(self, task: Task, server: Params, t: int, to: Peer) -> Knowledge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -76,6 +76,7 @@ class Task:
         optimizer: How `fit` and the other verbs descend.
         fit: How private records are learnt from.
         labelled: Public inputs (l, *shape) with their labels (l,); l = 0 for methods that do not read any.
+        given: Weights that clients' models start from, by architecture; empty where they start fresh.
     """
 
     model: Model
@@ -86,6 +87,13 @@ class Task:
     optimizer: Optimizer
     fit: Fit
     labelled: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0, dtype=torch.int64))
+    given: Mapping[str, Params] = field(default_factory=dict)
+
+    def initial(self, model: Model, seed: int, client: int = 0) -> Params:
+        """What a model of clients starts from: the weights given, else fresh ones of (seed, client)."""
+        if model.name in self.given:
+            return {name: value.clone() for name, value in self.given[model.name].items()}
+        return model.init(seed, client)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

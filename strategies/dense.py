@@ -67,7 +67,7 @@ class Dense(Method):
 
     def server_init(self, task: Task, seed: int) -> Params:
         """The student, theta_S."""
-        return nest(task.model.name, task.model.init(seed))
+        return nest(task.model.name, task.initial(task.model, seed))
 
     def send(self, task: Task, server: Params, t: int, to: Peer) -> Knowledge:
         """The student, to clients that can run it."""

@@ -27,7 +27,7 @@ class FedAvg(Method):
 
     def server_init(self, task: Task, seed: int) -> Params:
         """w_0."""
-        return task.model.init(seed)
+        return task.initial(task.model, seed)
 
     def personal_init(self, task: Task, seed: int, client: int) -> Params:
         """Nothing stays at home."""

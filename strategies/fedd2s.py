@@ -196,7 +196,7 @@ class FedD2S(Method):
 
     def personal_init(self, task: Task, seed: int, client: int) -> Params:
         """A whole model, by default the one that all clients of its architecture start from."""
-        return task.model.init(seed) if self.start == "common" else super().personal_init(task, seed, client)
+        return task.initial(task.model, seed) if self.start == "common" else super().personal_init(task, seed, client)
 
     def send(self, task: Task, server: Params, t: int, to: Peer) -> Knowledge:
         """The cut, by a tensor's name; and q, or the head that answers it."""

@@ -45,7 +45,7 @@ class FedDF(Method):
         """One model for each architecture."""
         server: Params = {}
         for name, model in task.models.items():
-            server |= nest(name, model.init(seed))
+            server |= nest(name, task.initial(model, seed))
         return server
 
     def personal_init(self, task: Task, seed: int, client: int) -> Params:

@@ -98,7 +98,7 @@ class FedGen(Method):
             "out": uniform(self.hidden, self.hidden, features),
             "out_bias": uniform(self.hidden, features),
         }
-        model = nest("model", task.model.init(seed))
+        model = nest("model", task.initial(task.model, seed))
         return {**model, **nest("generator", generator), "counts": torch.zeros(classes)}
 
     def personal_init(self, task: Task, seed: int, client: int) -> Params:

@@ -82,12 +82,12 @@ class FedKD(Method):
 
     def server_init(self, task: Task, seed: int) -> Params:
         """The mentee; nobody has it yet."""
-        mentee = nest(f"full/{task.model.name}", task.model.init(seed))
+        mentee = nest(f"full/{task.model.name}", task.initial(task.model, seed))
         return {**mentee, "answered": torch.empty(0, dtype=torch.int64)}
 
     def personal_init(self, task: Task, seed: int, client: int) -> Params:
         """The mentor."""
-        return nest("mentor", task.model.init(seed, client + 1))
+        return nest("mentor", task.initial(task.model, seed, client + 1))
 
     def send(self, task: Task, server: Params, t: int, to: Peer) -> Knowledge:
         """The last step for those who have the mentee it starts from, the mentee for the others."""

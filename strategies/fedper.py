@@ -56,12 +56,12 @@ class FedPer(Method):
 
     def server_init(self, task: Task, seed: int) -> Params:
         """W_B^0."""
-        start = task.model.init(seed)
+        start = task.initial(task.model, seed)
         return {name: start[name] for name in self.base(task.model)}
 
     def personal_init(self, task: Task, seed: int, client: int) -> Params:
         """W_P^0 of this client."""
-        start, shared = task.model.init(seed, client + 1), self.base(task.model)
+        start, shared = task.initial(task.model, seed, client + 1), self.base(task.model)
         return {name: value for name, value in start.items() if name not in shared}
 
     def send(self, task: Task, server: Params, t: int, to: Peer) -> Knowledge:

@@ -58,7 +58,7 @@ class FML(Method):
 
     def server_init(self, task: Task, seed: int) -> Params:
         """The meme."""
-        return task.model.init(seed)
+        return task.initial(task.model, seed)
 
     def send(self, task: Task, server: Params, t: int, to: Peer) -> Knowledge:
         """Fork: the meme."""

@@ -47,7 +47,7 @@ from torch.nn.functional import adaptive_avg_pool2d, affine_grid, grid_sample, n
 from fedkd import learn, seeds
 from fedkd.errors import ConfigError, Starved
 from fedkd.knowledge import Knowledge, Params, Schema, nest, pick
-from fedkd.losses import cross_entropy
+from fedkd.losses import cross_entropy, kl
 from fedkd.method import Evidence, Method, Peer, Pool, by_model, size
 from fedkd.models import Model, at_pool, feature_shape
 from fedkd.optim import Sgd
@@ -61,7 +61,7 @@ BATCH = 256  # rows of a pass without gradients
 # --- Selection --------------------------------------------------------------------------------------------------------
 
 
-def teacher_share(epoch: int, epochs: int = EPOCHS) -> float:
+def teacher_share(epoch: float, epochs: int = EPOCHS) -> float:
     """Alpha, the teacher's part in the combined logits, in epoch 1 .. ``epochs``."""
     e = epoch * EPOCHS / epochs
     return 0.0 if e >= STUDENT_ALONE else 1 - math.exp(-5 * ((e + 1) / HORIZON - 1) ** 2)
@@ -249,8 +249,11 @@ class KD3(Method):
     teacher_model: str | None = Field(
         None, description="clients' architecture whose average gives features and head; default the largest"
     )
-    selection: Literal["kd3", "teacher", "all"] = Field(
-        "kd3", description="images to train on: teacher and student, the teacher alone with one threshold, or all"
+    selection: Literal["kd3", "random", "teacher", "all"] = Field(
+        "kd3", description="images to train on: the paper's, as many at random, those the teacher is sure of, or all"
+    )
+    match: Literal["features", "logits"] = Field(
+        "features", description="what the student is drawn to: the teacher's map, or its answers (KL)"
     )
     tau: float = Field(0.95, gt=0, le=1, description="threshold of the class predicted most often")
     floor: float = Field(0.05, gt=0, le=1, description="share of the pool that is kept at least")
@@ -264,7 +267,9 @@ class KD3(Method):
     adapter_factor: int = Field(2, ge=1, description="teacher's channels over the adapter's inner ones")
     augment: bool = Field(False, description="whether images are cropped and flipped anew each epoch")
     student_epochs: int = Field(10, ge=1, description="epochs over the pool a round")
-    student_steps: int | None = Field(None, ge=1, description="steps a round at most, whatever is kept; default all")
+    student_steps: int | None = Field(
+        None, ge=1, description="steps a round, however many images are kept; schedules follow; default by epochs"
+    )
     student_lr: float = Field(0.05, gt=0, description="learning rate of the student (SGD), a tenth thrice")
     student_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the student")
     student_decay: float = Field(5e-4, ge=0, description="weight decay of the student")
@@ -273,7 +278,10 @@ class KD3(Method):
     # --- FedAvg, each architecture for itself ------------------------------------------------------------------------
 
     def check(self, tasks: Mapping[str, Task], held: np.ndarray) -> None:
-        """The teacher must be an architecture that clients have."""
+        """The teacher must be an architecture that clients have, and the pool more than one image."""
+        pool = len(next(iter(tasks.values())).public_x)
+        if pool < 2:
+            raise ConfigError(f"data.public={pool}: expected two images at least, which mixing pairs; ask for more")
         largest = self.teaching(next(iter(tasks.values()))).name
         if largest not in tasks:
             raise ConfigError(
@@ -298,7 +306,7 @@ class KD3(Method):
         """A model for each architecture, the student, both embeddings."""
         server: Params = {"starved": torch.tensor(0)}
         for name, model in task.models.items():
-            server |= nest(f"average/{name}", model.init(seed))
+            server |= nest(f"average/{name}", task.initial(model, seed))
         cut, rng = self.parts(task), seeds.generator(seed, "init/kd3 embeddings")
         fresh = cut.whole.init(seed)
         server |= nest("learnt/student", {k: p for k, p in fresh.items() if not k.startswith("tail.")})
@@ -360,26 +368,40 @@ class KD3(Method):
     ) -> tuple[Params, int]:
         """Student and embeddings after round ``t``, and for how many epochs in a row selection has starved."""
         view, logits = task.public_x, _mean(members, task.public_x)
-        learnt, starved, steps = pick("learnt", server), int(server["starved"]), 0
+        learnt, starved = pick("learnt", server), int(server["starved"])
         epochs, velocity = task.rounds * self.student_epochs, Sgd(1.0, self.student_momentum).start(learnt)
-        for e in range((t - 1) * self.student_epochs + 1, t * self.student_epochs + 1):
+        steps, passes, most = 0, 0, self.student_steps
+        while passes < self.student_epochs if most is None else steps < most:
+            passes += 1
             if self.augment:
                 view = crop(task.public_x, rng)
                 logits = _mean(members, view)
-            kept, starved = self.kept(task, server, learnt, view, logits, teacher_share(e, epochs), starved)
-            rate = self.student_lr * 0.1 ** sum(e * EPOCHS > drop * epochs for drop in DROPS)
+            alpha = teacher_share(self._epoch(t, passes, steps + 1), epochs)
+            kept, starved = self.kept(task, server, learnt, view, logits, alpha, starved, rng)
             for row in learn.batches(rng, len(kept), self.student_batch, 1):
                 index = kept[row[row >= 0]]
-                if len(index) < 2 or steps == self.student_steps:  # one image has no partner and nothing to differ from
+                if steps == most:
+                    break
+                if len(index) < 2:  # one image has no partner and nothing to differ from
                     continue
                 steps += 1
+                e = self._epoch(t, passes, steps)
+                rate = self.student_lr * 0.1 ** sum(e * EPOCHS > drop * epochs for drop in DROPS)
                 loss = partial(self.loss, task, server, view[index], logits[index], self._drawn(rng, len(index)))
                 grads = {k: g + self.student_decay * learnt[k] for k, g in learn.gradient(loss, learnt).items()}
                 learnt, velocity = Sgd(rate, self.student_momentum).step(learnt, grads, velocity, steps)
         return learnt, starved
 
     def kept(
-        self, task: Task, server: Params, learnt: Params, view: Tensor, logits: Tensor, alpha: float, starved: int
+        self,
+        task: Task,
+        server: Params,
+        learnt: Params,
+        view: Tensor,
+        logits: Tensor,
+        alpha: float,
+        starved: int,
+        rng: np.random.Generator,
     ) -> tuple[Tensor, int]:
         """Index of the images to train on in an epoch, and how many epochs in a row have starved.
 
@@ -395,6 +417,8 @@ class KD3(Method):
             student = self.student_model(task).logits(own, view, BATCH)
             found = select(logits, student, alpha, self.tau)
         rows, complaint = found.at_least(self.floor, 2, "KD3", "images")
+        if self.selection == "random":
+            rows = torch.from_numpy(np.sort(rng.permutation(len(view))[: len(rows)])).to(view.device)
         if complaint is None:
             return rows, 0
         if starved + 1 >= self.patience:
@@ -404,6 +428,11 @@ class KD3(Method):
             )
         warnings.warn(f"{complaint}; the {len(rows)} nearest to their thresholds are kept", stacklevel=2)
         return rows, starved + 1
+
+    def _epoch(self, t: int, passes: int, steps: int) -> float:
+        """Epochs of the whole run that are over after so many passes, or steps, of round ``t``."""
+        here = passes if self.student_steps is None else self.student_epochs * steps / self.student_steps
+        return (t - 1) * self.student_epochs + here
 
     def _drawn(self, rng: np.random.Generator, b: int) -> tuple[Tensor, Tensor]:
         """Partners and shares of a minibatch's mixing."""
@@ -428,10 +457,14 @@ class KD3(Method):
         tail = {name.removeprefix("tail."): p for name, p in pick("head", server).items()}
         h = cut.body.apply(_under("body", own), x)
         adapted = cut.adapter.apply(_under("adapter", own), h)
+        said = cut.tail.apply(tail, adapted)
+        w = weight(said, logits) if self.weighted else x.new_ones(len(x))
         with torch.no_grad():
             features = cut.theirs.apply(theirs, x)
-            w = weight(cut.tail.apply(tail, adapted), logits) if self.weighted else x.new_ones(len(x))
-        value = align(adapted, features, w)
+        if self.match == "features":
+            value = align(adapted, features, w)
+        else:
+            value = (w * kl(1.0)(said, logits)).mean()
         if self.mix_lambda == 0:
             return value
         partner, share = (d.to(x.device) for d in drawn)

@@ -13,7 +13,9 @@ from fedkd import learn
 from fedkd.config import Config
 from fedkd.errors import ConfigError, Starved
 from fedkd.knowledge import pick
+from fedkd.losses import kl
 from fedkd.models import at_pool, build
+from fedkd.optim import Sgd
 from strategies.kd3 import KD3, Adapter, align, crop, mix, nt_xent, parts, select, teacher_share, weight
 
 g = torch.Generator().manual_seed(0)
@@ -289,19 +291,58 @@ def test_a_starving_epoch_trains_on_the_floor():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kept, starved = KD3(floor=0.5, selection="teacher", tau=1.0).kept(
-            task, server, pick("learnt", server), view, torch.linspace(0, 1, 20)[:, None] * torch.ones(20, 4), 1.0, 0
+            task,
+            server,
+            pick("learnt", server),
+            view,
+            torch.linspace(0, 1, 20)[:, None] * torch.ones(20, 4),
+            1.0,
+            0,
+            np.random.default_rng(0),
         )
     assert len(kept) == 10 and starved == 1
-    kept, starved = KD3(floor=0.5, selection="all").kept(task, server, {}, view, torch.zeros(20, 4), 1.0, 1)
+    rng = np.random.default_rng(0)
+    kept, starved = KD3(floor=0.5, selection="all").kept(task, server, {}, view, torch.zeros(20, 4), 1.0, 1, rng)
     assert len(kept) == 20 and starved == 0
 
 
-def test_steps_are_bounded_whatever_is_kept():
-    few, more = (run(config(student_epochs=3, student_steps=n, epochs=1, selection="all"))[0] for n in (1, 5))
-    name = "learnt/student/body.block1.0.weight"
-    start = few.method.server_init(few.task, 3)[name]
-    moved = [float((s.server[name] - start).abs().max()) for s in (few, more)]
-    assert 0 < moved[0] < moved[1]
+def test_random_selection_keeps_as_many_as_the_papers_but_others():
+    _, task, server, *_ = scene()
+    gen = torch.Generator().manual_seed(5)
+    view, logits = torch.randn((60, *SHAPE), generator=gen), 4 * torch.randn((60, 4), generator=gen)
+    learnt = pick("learnt", server)
+
+    def kept(selection, seed):
+        rng = np.random.default_rng(seed)
+        return KD3(selection=selection).kept(task, server, learnt, view, logits, 0.9, 0, rng)[0].tolist()
+
+    papers, drawn = kept("kd3", 1), [kept("random", seed) for seed in (1, 1, 2)]
+    assert 2 < len(papers) < 60 and all(len(set(rows)) == len(papers) for rows in drawn)
+    assert drawn[0] == drawn[1] != drawn[2] and sorted(papers) not in drawn
+
+
+@pytest.mark.parametrize("selection", ["all", "kd3"])
+def test_so_many_steps_are_made_whatever_is_kept(selection, monkeypatch):
+    rates = []
+    real = Sgd.step
+
+    def counted(self, *args):
+        rates.append(self.lr)
+        return real(self, *args)
+
+    monkeypatch.setattr(Sgd, "step", counted)
+    run(config(student_epochs=3, student_steps=30, epochs=0, selection=selection))
+    assert len(rates) == 30 and rates == sorted(rates, reverse=True)
+    assert [rates.index(rate) for rate in sorted(set(rates), reverse=True)] == [0, 18, 22, 26]  # 150, 180, 210 of 240
+
+
+def test_drawn_to_answers_the_student_learns_without_the_map():
+    method, task, server, x, logits, drawn = scene(match="logits", mix_lambda=0.0, weighted=False)
+    learnt = pick("learnt", server)
+    value = method.loss(task, server, x, logits, drawn, learnt)
+    own = pick("student", learnt) | pick("head", server)
+    said = method.student_model(task).apply(own, x)
+    assert torch.allclose(value, kl(1.0)(said, logits).mean())
 
 
 @pytest.mark.parametrize(
@@ -311,6 +352,7 @@ def test_steps_are_bounded_whatever_is_kept():
         ({"tau": 0.0}, "method.tau"),
         ({"floor": 0.0}, "method.floor"),
         ({"student_batch": 1}, "method.student_batch"),
+        ({"match": "labels"}, "method.match"),
     ],
 )
 def test_bad_settings_are_named(wrong, said):
