@@ -56,7 +56,7 @@ def tune(names: Names = None, jobs: Jobs = 2) -> None:
         _sweep(HERE / "tuning.toml", place, jobs, given)
         for path in sorted(place.glob("*/seed-*/summary.json")):
             accuracy = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
-            typer.echo(f"{name}: {path.parent.parent.name}: {accuracy['global']:.4f} (teacher {accuracy['balanced']})")
+            typer.echo(f"{name}: {path.parent.parent.name}: {accuracy['global']:.4f} (teacher {accuracy['balanced_mean']:.4f})")
 
 
 @app.command()

@@ -6,6 +6,8 @@ import json
 import re
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fedkd.registry import METHODS
 
@@ -41,6 +43,42 @@ def test_distill_is_one_teacher_one_pool_and_one_student(tiny, tmp_path, fedkd_h
     assert (summary["clients"], summary["method"]) == (1, "kd3") and summary["accuracy"]["global"] is not None
     refused = fedkd_here("distill", tiny, "method.name=local", "data.public=0", *plain[:2], "--out", tmp_path / "no")
     assert refused.returncode == 2 and "local trains no student at the server; use kd3 or rad" in refused.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_model_of_one_run_is_the_teacher_of_another(tiny, tmp_path, fedkd_here):
+    first, file, second = tmp_path / "first", tmp_path / "deep" / "teacher.safetensors", tmp_path / "second"
+    plain = ["privacy.mechanism=none", "audit.canaries=0", "model.by_client="]
+    alone = ["federation.clients=1", "data.partition=iid", "method.lr=3e-3", "method.epochs=4"]
+    trained = fedkd_here("run", tiny, "method.name=local", *plain, *alone, "--out", first, "--quiet")
+    assert trained.returncode == 0, trained.stderr
+    refused = fedkd_here("export", first, file)
+    assert refused.returncode == 2 and "local has no model at the server; name a client's" in refused.stderr
+    assert fedkd_here("export", first, file, "--client", "3").returncode == 2
+    assert not file.parent.exists()
+    done = fedkd_here("export", first, file, "--client", "0")
+    assert done.returncode == 0 and "parameters" in done.stdout
+    settings = ["method.name=rad", "method.selection=all", "data.public=150", "data.reserve="]
+    given = fedkd_here("distill", tiny, *settings, *plain, "--teacher", file, "--out", second, "--quiet")
+    assert given.returncode == 0, given.stderr
+    before, after = (json.loads((place / "summary.json").read_text())["accuracy"] for place in (first, second))
+    assert after["personal_mean"] == before["personal_mean"]  # it learnt no more
+    assert after["global"] > 0.2
+    whole = fedkd_here("export", second, tmp_path / "student.safetensors")
+    assert whole.returncode == 0, whole.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot be read"), ("junk", "cannot be read"), ("other", "expected the weights of")]
+)
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(content, said, tiny, tmp_path, fedkd_here):
+    file = tmp_path / "w.safetensors"
+    if content == "junk":
+        file.write_bytes(b"no tensors here")
+    if content == "other":
+        save_file({"head.weight": torch.zeros(2, 2)}, file)
+    done = fedkd_here("run", tiny, f"model.weights={file}", "model.by_client=", "--out", tmp_path / "no")
+    assert done.returncode == 2 and said in done.stderr and str(file) in done.stderr
     assert not (tmp_path / "no").exists()
 
 
