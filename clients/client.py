@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 from fedkd import federation as federations
 from fedkd import learn, seeds, wire
 from fedkd.federation import Federation
-from fedkd.knowledge import Knowledge, Params
+from fedkd.knowledge import Knowledge, Params, nest
 from fedkd.method import Peer
 from fedkd.metrics import accuracy, score
 from fedkd.task import Client, Task
@@ -121,6 +121,7 @@ class Site:
         rows = method.public_order(seeds.generator(seed, "public order", t, client), len(federation.public_x))
         task = federation.client_task(client)
         draws = self.mechanism.draws(seeds.generator(seed, "dp-sgd", t, client), len(y), task)
+        draws |= nest("method", method.draws(seeds.generator(seed, "method", t, client)))
         device = federation.device
         return Client(
             x, y, order.to(device), rows.to(device), {name: d.to(device) for name, d in draws.items()}, personal

@@ -131,7 +131,7 @@ def build(config: Config) -> Federation:
     nobodys = parts.public
     if held_out > max(taken, data.labelled, data.reserve):  # to be parted, and some data sets are sorted by class
         nobodys = nobodys[seeds.generator(config.seed, "public parts").permutation(held_out)]
-    public = web_like(config, dataset) if data.pool else dataset.x[nobodys[:taken]]
+    public = web_like(config, dataset)[0] if data.pool else dataset.x[nobodys[:taken]]
     labelled = nobodys[taken : taken + data.labelled]
     architectures = {name: models.build(name, shape, dataset.num_classes) for name in names}
     federation = Federation(
@@ -171,8 +171,8 @@ def _given(config: Config, architectures: Mapping[str, Model]) -> dict[str, Para
     return {name: {key: found[key] for key in schema}}
 
 
-def web_like(config: Config, dataset: Dataset) -> np.ndarray:
-    """``data.public`` images of the pool, as shaped as the data, ``data.far`` of them far; in random order.
+def web_like(config: Config, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """``data.public`` images of the pool, as shaped as the data, in random order; and which of them (m,) are far.
 
     Raises:
         ConfigError: The pool is missing or too small, or the data are no uint8 images.
@@ -186,9 +186,11 @@ def web_like(config: Config, dataset: Dataset) -> np.ndarray:
         pool = pools.load(data.pool or "", shape, path, data.public, config.seed)
     except ConfigError as error:
         raise ConfigError(f"data.pool='{data.pool}', data.public={data.public}: {error}") from None
+    far = np.zeros(len(pool), np.bool_)
     if data.far:
-        pool, _ = planted.with_far(pool, data.far, data.far_kind, rng)
-    return np.asarray(pool.x[rng.permutation(len(pool))])
+        pool, far = planted.with_far(pool, data.far, data.far_kind, rng)
+    order = rng.permutation(len(pool))
+    return np.asarray(pool.x[order]), far[order]
 
 
 @lru_cache(maxsize=2)

@@ -78,6 +78,7 @@ class Method(BaseModel):
     same_model: ClassVar[bool] = False
     reads_labelled: ClassVar[bool] = False
     reads_records: ClassVar[bool] = False
+    clients_choose: ClassVar[bool] = False  # whether a message says which public inputs a client's model chose
     beyond_vmap: ClassVar[str | None] = None  # why clients cannot be stacked, where they cannot
     tolerance: ClassVar[float] = 1e-5  # of the vectorised engine's answer, relative, in float32 without chaotic steps
 
@@ -94,6 +95,10 @@ class Method(BaseModel):
     def public_order(self, rng: np.random.Generator, m: int) -> torch.Tensor:
         """A client's minibatches of the ``m`` public inputs in one round (steps, b); none by default."""
         return learn.batches(rng, m, 1, 0)
+
+    def draws(self, rng: np.random.Generator) -> Mapping[str, torch.Tensor]:
+        """What else a client draws in one round, by name: ``client.draws["method/NAME"]``; nothing by default."""
+        return {}
 
     def rows(self, task: Task) -> int:
         """Rows of logits in one answer, where logits are sent: by default one for each public input."""

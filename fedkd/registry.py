@@ -29,6 +29,10 @@ METHODS: dict[str, tuple[str, str]] = {
     "ditto": ("strategies.ditto:Ditto", "FedAvg, and personal models drawn towards the global one"),
     "kd3": ("strategies.kd3:KD3", "FedAvg whose server trains a student on web images, choosing those that fit"),
     "rad": ("strategies.rad:RAD", "the server asks its clients about few images, and reckons with wrong answers"),
+    "rad_clients": (
+        "strategies.rad_clients:RADClients",
+        "RAD whose clients choose the questions and learn the answers",
+    ),
 }
 """name -> ("module:Class", one line about it)."""
 

@@ -217,7 +217,8 @@ class Ambassador(Mechanism):
             return fitted[0]
 
         order = client.order.new_empty((0, 1))  # its width would tell the number of records
-        sealed = client._replace(x=client.x[:0], y=client.y[:0], order=order, draws={}, personal=speaker)
+        draws = nest("method", pick("method", client.draws))
+        sealed = client._replace(x=client.x[:0], y=client.y[:0], order=order, draws=draws, personal=speaker)
         speaker, raw = method.client_update(replace(self.speaker_task(task), fit=private_fit), sealed, down)
         return {**nest("home", home), **nest("ambassador", speaker)}, raw
 
@@ -279,6 +280,11 @@ def refuse(config: Config) -> None:
         if method.sends != "logits":
             raise ConfigError(
                 f"privacy.mechanism=gaussian bounds rows of logits, but {name} sends {method.sends}; use 'ambassador'"
+            )
+        if method.clients_choose:
+            raise ConfigError(
+                f"privacy.mechanism=gaussian: {name}'s clients choose public images by their private models, and which "
+                "ones is a release of its own that no noise covers; use rad, whose server chooses, or 'ambassador'"
             )
         if privacy.trust == "server" and method.needs_each:
             raise ConfigError(

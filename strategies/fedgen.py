@@ -9,10 +9,9 @@ Decided here: LayerNorm in the generator instead of BatchNorm, whose statistics 
 its Adam starts anew each round; no adversarial student term (weight 0 in the released settings) and no weight decay.
 Label counts are a client's records of all K classes, not those its minibatches happened to hold. In every minibatch a
 record meets the generated features of its own label (beta) and of a drawn one (alpha); the defaults of 1 instead of 10
-suit our Adam. The noise is the client's own:
-``latents`` rows a round, drawn where other methods draw minibatches of public inputs, so it costs no bytes; records
-take the rows in turn. Labels are drawn from those that anybody ever held. Of a class that nobody of a cohort holds, the
-generator keeps the label's row; the layers behind it are taught on.
+suit our Adam. The noise is the client's own, ``latents`` rows a round that records take in turn. Labels are drawn from
+those that anybody ever held. Of a class that nobody of a cohort holds, the generator keeps the label's row; the layers
+behind it are taught on.
 """
 
 from __future__ import annotations
@@ -38,8 +37,6 @@ from fedkd.models import Model, feature_shape
 from fedkd.optim import Adam
 from fedkd.task import Client, Task
 
-GRAIN = 1 << 24  # uniform noise is drawn as integers below this, which float32 holds exactly
-
 
 class FedGen(Method):
     """The server learns from the clients' heads what their features look like, and clients train on that too."""
@@ -62,9 +59,9 @@ class FedGen(Method):
     generator_batch: int = Field(32, ge=2, description="the generator's minibatch size")
     generator_lr: float = Field(1e-3, gt=0, description="the generator's learning rate (Adam)")
 
-    def public_order(self, rng: np.random.Generator, m: int) -> Tensor:
-        """A client's noise (latents, noise + 1) as integers; the last column draws labels."""
-        return torch.from_numpy(rng.integers(GRAIN, size=(self.latents, self.noise + 1)))
+    def draws(self, rng: np.random.Generator) -> Mapping[str, Tensor]:
+        """A client's noise (latents, noise + 1) in [0, 1); the last column draws labels."""
+        return {"noise": torch.from_numpy(rng.random((self.latents, self.noise + 1), dtype=np.float32))}
 
     def check(self, tasks: Mapping[str, Task], held: np.ndarray) -> None:
         """The generator makes vectors, so the head must read them."""
@@ -121,7 +118,7 @@ class FedGen(Method):
     def guided(self, task: Task, w: Params, client: Client, generator: Params, down: Knowledge) -> Params:
         """CE(f(x), y) + alpha CE(h(G(y', z)), y') + beta KL(h(G(y, z)) || f(x))."""
         model, depth, strength = task.model, _depth(task.model), down.tensors["strength"]
-        draws = client.public_order / GRAIN
+        draws = client.draws["method/noise"].to(torch.get_default_dtype())
         drawn = draw(down.tensors["counts"] > 0, draws[:, -1])
         latent = torch.arange(len(client.y), device=client.y.device) % self.latents
         same = generate(generator, client.y.clamp(min=0), draws[latent, :-1])

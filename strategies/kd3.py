@@ -461,10 +461,7 @@ class KD3(Method):
         w = weight(said, logits) if self.weighted else x.new_ones(len(x))
         with torch.no_grad():
             features = cut.theirs.apply(theirs, x)
-        if self.match == "features":
-            value = align(adapted, features, w)
-        else:
-            value = (w * kl(1.0)(said, logits)).mean()
+        value = align(adapted, features, w) if self.match == "features" else (w * kl(1.0)(said, logits)).mean()
         if self.mix_lambda == 0:
             return value
         partner, share = (d.to(x.device) for d in drawn)

@@ -51,7 +51,7 @@ from fedkd.objectives import Objective
 from fedkd.optim import Adam
 from fedkd.query.error_rate import Estimator, error_rate
 from fedkd.query.sampling import Scheme
-from fedkd.query.strategies import STRATEGIES, Candidates, Rad, Strategy
+from fedkd.query.strategies import STRATEGIES, Candidates, Questions, Rad, Strategy
 from fedkd.task import Client, Task
 from strategies.kd3 import select, teacher_share
 
@@ -135,10 +135,29 @@ class RAD(Method):
         """The next round's questions: an index into the pool; for mixed images also partners and their shares."""
         if self.selection == "all":
             return {"index": torch.arange(len(task.public_x))}
-        asked, rate = server["asked"].cpu().numpy(), self.error_rate
-        strategy, w = self.strategy(), pick("student", server)
-        if rate is None and int(server["tested"]):
-            rate = error_rate(int(server["right"]), int(server["tested"]), self.m_estimator)
+        chosen = self.preferred(task, pick("student", server), server["asked"], server, self.questions, rng)
+        questions = {"index": torch.from_numpy(chosen.index)}
+        if chosen.mixed is not None:
+            share = torch.from_numpy(chosen.mixed.share).to(torch.get_default_dtype())
+            questions |= {"partner": torch.from_numpy(chosen.mixed.partner), "share": share}
+        return questions
+
+    def preferred(
+        self, task: Task, w: Params, asked: Tensor, seen: Mapping[str, Tensor], b: int, rng: np.random.Generator
+    ) -> Questions:
+        """What a model would ask next.
+
+        Args:
+            task: Of whoever has the model.
+            w: Its parameters.
+            asked: (m,) bool, images that have been asked about.
+            seen: ``right`` of the ``tested`` answers, from which the error rate follows.
+            b: How many questions.
+            rng: Draws them.
+        """
+        strategy, rate = self.strategy(), self.error_rate
+        if rate is None and int(seen["tested"]):
+            rate = error_rate(int(seen["right"]), int(seen["tested"]), self.m_estimator)
         if rate is None and "error_rate" in strategy.needs:
             strategy = STRATEGIES["uniform"]()
         features = None
@@ -146,13 +165,7 @@ class RAD(Method):
             depth = len(task.model.blocks) - 1
             features = in_batches(lambda x: task.model.features(w, x, depth).flatten(1), task.public_x).cpu().numpy()
         probs = softmax(task.model.logits(w, task.public_x).double(), -1).cpu().numpy()
-        seen = Candidates(probs, asked, features, rate)
-        chosen = strategy.choose(seen, self.questions, rng)
-        questions = {"index": torch.from_numpy(chosen.index)}
-        if chosen.mixed is not None:
-            share = torch.from_numpy(chosen.mixed.share).to(torch.get_default_dtype())
-            questions |= {"partner": torch.from_numpy(chosen.mixed.partner), "share": share}
-        return questions
+        return strategy.choose(Candidates(probs, asked.cpu().numpy(), features, rate), b, rng)
 
     # --- The round ---------------------------------------------------------------------------------------------------
 

@@ -56,7 +56,9 @@ def tune(names: Names = None, jobs: Jobs = 2) -> None:
         _sweep(HERE / "tuning.toml", place, jobs, given)
         for path in sorted(place.glob("*/seed-*/summary.json")):
             accuracy = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
-            typer.echo(f"{name}: {path.parent.parent.name}: {accuracy['global']:.4f} (teacher {accuracy['balanced_mean']:.4f})")
+            typer.echo(
+                f"{name}: {path.parent.parent.name}: {accuracy['global']:.4f} (teacher {accuracy['balanced_mean']:.4f})"
+            )
 
 
 @app.command()
@@ -114,7 +116,14 @@ def _teacher(name: str, seed: int, label: str, data: dict[str, str]) -> None:
     if label != name:
         given["data.limit"] = TUNED[name]["data.limit"]
     settings = {"method.name": "local", "method.lr": "1e-3", "method.epochs": str(EPOCHS[name]), "method.batch": "64"}
-    alone = {"model.name": "resnet8", "model.by_client": "", "model.weights": "", "data.pool": "", "data.public": "0", "data.reserve": "0"}
+    alone = {
+        "model.name": "resnet8",
+        "model.by_client": "",
+        "model.weights": "",
+        "data.pool": "",
+        "data.public": "0",
+        "data.reserve": "0",
+    }
     overrides = [f"{key}={value}" for key, value in {**settings, **alone, **given}.items()]
     run_one(HERE / f"{name}_base.toml", overrides, place, seed, quiet=True)
     export(place, file, client=0)

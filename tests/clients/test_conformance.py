@@ -42,7 +42,7 @@ def configuration(name: str, mechanism: str) -> Config:
         case "kd3":
             models = ["mlp"]
             method |= {"student_epochs": 1, "student_batch": 16, "selection": "all"}
-        case "rad":
+        case "rad" | "rad_clients":
             method |= {"questions": 10, "student_epochs": 2, "error_rate": 0.1}
         case "dense":
             method |= {"synthesis_epochs": 2, "synthesis_batch": 16, "generator_steps": 3}

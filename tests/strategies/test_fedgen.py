@@ -10,7 +10,7 @@ from small import K, make_client, make_task, on_digits, padded
 
 from fedkd import learn
 from fedkd.errors import ConfigError
-from fedkd.knowledge import Knowledge, fingerprint
+from fedkd.knowledge import Knowledge, fingerprint, nest
 from fedkd.losses import cross_entropy, kl
 from fedkd.method import Peer
 from fedkd.models import Model
@@ -18,7 +18,7 @@ from fedkd.optim import Adam
 from fedkd.task import Task
 from privacy.gate import Pool, Released
 from privacy.mechanisms import Mechanism
-from strategies.fedgen import GRAIN, FedGen, diversity, draw, generate
+from strategies.fedgen import FedGen, diversity, draw, generate
 
 
 def answers(task: Task, counts: list[list[float]]) -> list[Released]:
@@ -64,7 +64,7 @@ def test_labels_are_drawn_evenly_among_those_anybody_holds():
     held = torch.tensor([False, True, False, True, True])
     u = (torch.arange(3000) + 0.5) / 3000
     assert torch.bincount(draw(held, u), minlength=5).tolist() == [0, 1000, 0, 1000, 1000]
-    last = torch.tensor([(GRAIN - 1) / GRAIN])
+    last = torch.tensor([1 - 2**-24])  # the largest float32 below 1
     assert draw(held, last).tolist() == [4] and draw(held, torch.zeros(1)).tolist() == [1]
     assert draw(torch.zeros(5, dtype=torch.bool), last).tolist() == [4]  # nothing to draw from: some label, no crash
 
@@ -143,14 +143,14 @@ def test_one_step_of_a_client_by_hand():
     task, method = make_task(), FedGen(alpha=0.7, beta=0.4, decay=0.5, latents=5, noise=3, hidden=8)
     task = Task(task.model, task.models, K, task.public_x, 3, FedGen(optimizer="sgd", lr=1.0).descent(), learn.fit)
     client = make_client(task, [0, 1, 3, 3, 0, 1, 1])._replace(order=torch.arange(7)[None], personal={})
-    client = client._replace(public_order=method.public_order(np.random.default_rng(0), 0))
+    client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0))))
     down = told(method, task)
     assert float(down.tensors["strength"]) == 0.25
     _, said = method.client_update(task, client, down)
 
     w = {name: p.clone().requires_grad_() for name, p in method.judged(down, {}).items()}
     g, model = generator_of(method, task), task.model
-    draws, logits, value = client.public_order / GRAIN, model.apply(w, client.x), 0.0
+    draws, logits, value = client.draws["method/noise"], model.apply(w, client.x), 0.0
     for i, y in enumerate(client.y.tolist()):
         z, u = draws[i % 5, :3][None], float(draws[i % 5, 3])
         other = [0, 1, 3][int(3 * u)]
@@ -167,7 +167,7 @@ def test_one_step_of_a_client_by_hand():
 def test_round_one_is_fedavgs_and_so_is_every_round_without_weights_on_the_generator():
     task, method = make_task(), FedGen(alpha=0.0, beta=0.0)
     client = make_client(task, [0, 1, 3, 3, 0])._replace(personal={})
-    client = client._replace(public_order=method.public_order(np.random.default_rng(0), 0))
+    client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0))))
     first = FedGen().send(task, method.server_init(task, 0), 1, Peer(0, "mlp"))
     assert all(name.startswith("model/") for name in first.tensors)
     plain = learn.fit(task, method.judged(first, {}), client)
@@ -181,7 +181,7 @@ def test_one_class_padding_and_what_the_shapes_tell():
     shapes = set()
     for labels in ([2, 2, 2], [0, 1, 2, 3, 3]):
         client = make_client(task, labels)._replace(personal={})
-        client = client._replace(public_order=method.public_order(np.random.default_rng(0), 0))
+        client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0))))
         _, said = method.client_update(task, client, told(method, task))
         _, wide = method.client_update(task, padded(client), told(method, task))
         torch.testing.assert_close(dict(wide.tensors), dict(said.tensors))
@@ -192,9 +192,9 @@ def test_one_class_padding_and_what_the_shapes_tell():
 
 
 def test_noise_differs_between_clients_and_rounds_and_is_uniform():
-    rows = [FedGen(latents=500).public_order(np.random.default_rng(seed), 0) for seed in (0, 1)]
+    rows = [FedGen(latents=500).draws(np.random.default_rng(seed))["noise"] for seed in (0, 1)]
     assert not torch.equal(*rows)
-    z = rows[0] / GRAIN
+    z = rows[0]
     assert z.shape == (500, 33) and float(z.min()) >= 0 and float(z.max()) < 1
     assert float(z.mean()) == pytest.approx(0.5, abs=0.01) and float(z.var()) == pytest.approx(1 / 12, rel=0.05)
 

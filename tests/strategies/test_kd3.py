@@ -321,6 +321,7 @@ def test_random_selection_keeps_as_many_as_the_papers_but_others():
     assert drawn[0] == drawn[1] != drawn[2] and sorted(papers) not in drawn
 
 
+@pytest.mark.filterwarnings("ignore:KD3 keeps")
 @pytest.mark.parametrize("selection", ["all", "kd3"])
 def test_so_many_steps_are_made_whatever_is_kept(selection, monkeypatch):
     rates = []
@@ -331,7 +332,7 @@ def test_so_many_steps_are_made_whatever_is_kept(selection, monkeypatch):
         return real(self, *args)
 
     monkeypatch.setattr(Sgd, "step", counted)
-    run(config(student_epochs=3, student_steps=30, epochs=0, selection=selection))
+    run(config(student_epochs=3, student_steps=30, epochs=0, selection=selection, patience=30))
     assert len(rates) == 30 and rates == sorted(rates, reverse=True)
     assert [rates.index(rate) for rate in sorted(set(rates), reverse=True)] == [0, 18, 22, 26]  # 150, 180, 210 of 240
 

@@ -53,7 +53,7 @@ def tiny(name: str, **sections) -> Config:
             raw["method"]["epochs"] = 2
         case "kd3":
             raw["method"] |= {"student_epochs": 2, "student_batch": 16, "selection": "all", "mix_lambda": 1.0}
-        case "rad":
+        case "rad" | "rad_clients":
             raw["method"] |= {"questions": 10, "student_epochs": 2, "error_rate": 0.1}
         case "dense":
             raw["method"] |= {"synthesis_epochs": 2, "synthesis_batch": 16, "generator_steps": 3}
