@@ -13,7 +13,7 @@ Decided here, and other than in that code:
 * Nothing is added to the teachers' probabilities (there 1e-7), as the KL is computed from logarithms.
 * Logits belong to a record by its id. There they belong to a batch by its index, which takes an unshuffled loader for
   granted.
-* The server's logits are those after its training; there, and with ``answers = "training"``, they are those of each
+* With ``answers = "after"`` the server's logits are those after its training; there, and by default, those of each
   batch in the last epoch, before its step.
 * The last, smaller batch counts by its own mean, with T^2 as there. Features of test records are not sent: clients are
   scored on their own models.

@@ -509,7 +509,9 @@ def test_the_server_weights_class_means_by_their_counts():
 
 
 def test_a_client_that_computes_q_itself_gets_what_the_server_would_have_sent():
-    _, rounds, homes = run(tiny(3, "linear", mode="off"))  # its features are the inputs: they never get stale
+    _, rounds, homes = run(
+        tiny(3, "linear", mode="off", answers="after")
+    )  # its features are the inputs: they never get stale
     _, other, others = run(tiny(3, "linear", mode="off", downlink="head"))
     for k in homes:
         for name in homes[k]:
