@@ -114,7 +114,7 @@ class GaussianPrivacy(Section):
     mechanism: Literal["gaussian"] = "gaussian"
     epsilon: float = Field(10.0, gt=0, description="budget of the whole run")
     delta: float = Field(1e-5, gt=0, lt=1, description="delta of the whole run")
-    clip: float = Field(5.0, gt=0, description="L2 bound of one row of logits")
+    clip: float = Field(5.0, gt=0, description="L2 bound of one row of logits; of probabilities at most 1")
     trust: Literal["client", "server"] = Field("client", description="who adds the noise, and is trusted until then")
 
 

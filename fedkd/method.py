@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,10 @@ class Method(BaseModel):
     def rows(self, task: Task) -> int:
         """Rows of logits in one answer, where logits are sent: by default one for each public input."""
         return len(task.public_x)
+
+    def row_norm(self) -> float:
+        """The largest L2 norm that a row of ``logits`` can have by construction: 1 for probabilities; default none."""
+        return math.inf
 
     def check(self, tasks: Mapping[str, Task], held: np.ndarray) -> None:
         """Raise `ConfigError` for what cannot work, before round 1.

@@ -111,11 +111,12 @@ class Mechanism:
 class Gaussian(Mechanism):
     """Row-clipped logits plus Gaussian noise: client-level differential privacy.
 
-    Each of the ``rows`` rows is clipped to L2 norm ``clip``. Trust at the client: each message is noised before it
-    leaves; against anyone who sees it, replacing all of a client's data moves it by at most 2 clip sqrt(rows). Trust at
-    the server: the sum over clients is noised once and divided by the *expected* cohort, a public number; adding or
-    removing a client moves the sum by at most clip sqrt(rows). NaN and infinities become 0, since refusing to answer
-    would itself tell something. Weights become 1. Not covered: evaluation metrics, participation.
+    Each of the ``rows`` rows is clipped to L2 norm ``clip``, or to what a row can have at most, if that is less. Trust
+    at the client: each message is noised before it leaves; against anyone who sees it, replacing all of a client's data
+    moves it by at most 2 clip sqrt(rows). Trust at the server: the sum over clients is noised once and divided by the
+    *expected* cohort, a public number; adding or removing a client moves the sum by at most clip sqrt(rows). NaN and
+    infinities become 0, since refusing to answer would itself tell something. Weights become 1. Not covered: evaluation
+    metrics, participation.
     """
 
     clip: float
@@ -312,7 +313,7 @@ def _gaussian(federation: Federation, privacy: GaussianPrivacy) -> Gaussian:
         budget=privacy.epsilon,
         relation=relation,
         trust=privacy.trust,
-        clip=privacy.clip,
+        clip=min(privacy.clip, config.method.row_norm()),
         rows=config.method.rows(federation.server_task),
         cohort=config.federation.cohort_size(),
         noise_multiplier=sigma,

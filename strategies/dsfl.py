@@ -98,6 +98,10 @@ class DSFL(Method):
         """The round's open inputs."""
         return self.subset or len(task.public_x)
 
+    def row_norm(self) -> float:
+        """Probabilities add up to 1."""
+        return 1.0
+
     def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """Probabilities of the round's open inputs."""
         return {"logits": ((self.rows(task), task.num_classes), torch.float32)}

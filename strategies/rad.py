@@ -31,6 +31,7 @@ Decided here:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -127,6 +128,10 @@ class RAD(Method):
         """Questions and labelled images."""
         asked = len(task.public_x) if self.selection == "all" else self.questions
         return asked + self._tested(task)
+
+    def row_norm(self) -> float:
+        """Probabilities and votes add up to 1."""
+        return math.inf if self.aggregation == "mean_logits" else 1.0
 
     def _tested(self, task: Task) -> int:
         return len(task.labelled[0]) if self.error_rate is None else 0

@@ -1,4 +1,4 @@
-"""Make the comparison of query strategies: ``python -m experiments.rad run|draw``; what is there is not made again."""
+"""Make the comparison of query strategies: ``python -m experiments.rad run|federated|draw``; what is there stays."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "central.json"
 STRATEGIES = ("rad", "uniform", "margin", "entropy", "least_confidence", "coreset", "cluster_margin", "unixkd")
 SEEDS = range(5)
+FEDERATED = ("federated", "clients")
 DATA: dict[str, Any] = {"name": "mnist5k", "test": 1000, "public": 2000, "labelled": 50}
 METHOD: dict[str, Any] = {"questions": 40, "student_epochs": 20, "student_lr": 1e-3, "rounds": 10}
 
@@ -55,12 +56,47 @@ def run(
 
 
 @app.command()
+def federated(
+    out: Annotated[Path, typer.Option(help="Where the sweeps are.")] = Path("runs"),
+    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 2,
+) -> None:
+    """Run ``federated.toml`` and ``clients.toml``, and write ``results/federated.json``."""
+    from rich.console import Console
+
+    from experiments import files
+    from experiments.bench import machine
+    from experiments.cells import plan
+    from experiments.conditions import METRICS, read
+    from experiments.sweep import Sweep
+
+    results: dict[str, Any] = {"versions": machine.versions(), "machine": machine.describe(), "sweeps": {}}
+    for name in FEDERATED:
+        place = out / f"rad_{name}"
+        for label, reason in Sweep(plan(HERE / f"{name}.toml"), place, jobs, Console(stderr=True)).go().items():
+            typer.echo(f"{label} failed: {reason}", err=True)
+        results["sweeps"][name] = {
+            condition.label: {
+                "values": {
+                    key: {str(seed): round(value, 4) for seed, value in condition.values(METRICS[key]).items()}
+                    for key in ("global", "balanced", "personal")
+                },
+                "state_hash": {str(k): str(run.summary["state_hash"])[:16] for k, run in condition.runs.items()},
+            }
+            for condition in read([place])[0]
+        }
+    files.write_json(HERE / "results" / "federated.json", results)
+
+
+@app.command()
 def draw() -> None:
     """Make ``results/tables.md`` and ``results/budget.png`` from the results."""
-    from experiments.rad.show import figure, tables
+    from experiments.rad.show import federated_tables, figure, tables
 
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    (HERE / "results" / "tables.md").write_text(tables(results), encoding="utf-8")
+    text = tables(results)
+    if (other := HERE / "results" / "federated.json").exists():
+        text += federated_tables(json.loads(other.read_text(encoding="utf-8")))
+    (HERE / "results" / "tables.md").write_text(text, encoding="utf-8")
     (HERE / "results" / "budget.png").write_bytes(figure(results))
 
 

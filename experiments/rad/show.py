@@ -69,6 +69,30 @@ def _rows(strategies: dict[str, dict[int, dict[str, Any]]]) -> Iterator[str]:
         yield row(cells)
 
 
+def federated_tables(results: dict[str, Any]) -> str:
+    """The federated sweeps: the server's student, and what clients score."""
+    bases = {"federated": "ask,method.selection=uniform", "clients": "local"}
+    titles = {"federated": "In a federation: the server asks", "clients": "In a federation: clients ask"}
+    lines = []
+    for name, conditions in results["sweeps"].items():
+        lines += ["", f"## {titles[name]}", "", f"In points beside '{bases[name]}', paired by seed, 95 % interval.", ""]
+        keys = ("global",) if name == "federated" else ("global", "balanced", "personal")
+        heads = {"global": "server's student", "balanced": "clients, balanced", "personal": "clients, own test"}
+        lines += [row(["", *(text for key in keys for text in (heads[key], "difference"))])]
+        lines += [row(["---", *["---:"] * (2 * len(keys))])]
+        seeds = {
+            label: {key: {int(k): v for k, v in said["values"][key].items()} for key in keys}
+            for label, said in conditions.items()
+        }
+        for label, values in seeds.items():
+            cells = [label.replace("method.", "")]
+            for key in keys:
+                against = DASH if label == bases[name] else difference(paired(values[key], seeds[bases[name]][key]))
+                cells += [spread(list(values[key].values())), against]
+            lines += [row(cells)]
+    return "\n".join(lines) + "\n"
+
+
 def figure(results: dict[str, Any]) -> bytes:
     """Accuracy minus uniform's against the budget, a panel a teacher, as PNG."""
     found = grouped(results)

@@ -256,3 +256,13 @@ def test_bad_settings_are_named_before_round_1(wrong, said):
 def test_labelled_images_are_refused_where_nobody_reads_them():
     with pytest.raises(ConfigError, match=r"data.labelled=5: fedavg reads no labelled public images"):
         Config.from_raw({"data": {"labelled": 5}, "method": {"name": "fedavg"}})
+
+
+@pytest.mark.parametrize(("aggregation", "clip"), [("mean_logits", 5.0), ("mean_probabilities", 1.0), ("vote", 1.0)])
+def test_noise_on_probabilities_is_scaled_to_what_they_can_be(aggregation, clip):
+    gaussian = {"mechanism": "gaussian", "epsilon": 8.0, "delta": 1e-3, "clip": 5.0}
+    here = open_site(federations.build(config(aggregation=aggregation, privacy=gaussian)))
+    rows = here.federation.config.method.rows(here.federation.server_task)
+    assert here.mechanism.sensitivity == pytest.approx(2 * clip * rows**0.5)
+    said = here.federation.config.method.said(torch.randn(50, K, generator=torch.Generator().manual_seed(0)))
+    assert aggregation == "mean_logits" or float(said.norm(dim=1).max()) <= 1 + 1e-6
