@@ -1,4 +1,4 @@
-"""Make the comparison: ``python -m experiments.fedd2s run|collect|teachers|draw``; no run is made twice."""
+"""Make the comparison: ``python -m experiments.fedd2s run|collect|teachers|drawings|draw``; no run is made twice."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 HERE = Path(__file__).parent
 RUNS = Path("runs") / "fedd2s"
 OMNIGLOT = ("limit=4840", "partition=natural", "test=484", "test_fraction=0.2", "min_size=5")
+SMALL_BATCHES = ("method.batch=4", "federation.evaluate_every=15")  # six steps an epoch instead of one
 SWEEPS: dict[str, tuple[str, tuple[str, ...], str | None]] = {
     "alpha0.1": ("methods", (), None),
     "alpha0.5": ("methods", ("data.alpha=0.5",), None),
@@ -18,8 +19,8 @@ SWEEPS: dict[str, tuple[str, tuple[str, ...], str | None]] = {
     "cifar10": ("methods", ("data.name=cifar10", "data.limit=10000"), "0..2"),
     "omniglot": (
         "methods",
-        ("data.name=omniglot", "federation.clients=160", *(f"data.{text}" for text in OMNIGLOT)),
-        None,
+        ("data.name=omniglot", "federation.clients=160", *(f"data.{text}" for text in OMNIGLOT), *SMALL_BATCHES),
+        "0..1",
     ),
     "schedule": ("schedule", (), None),
     "inference0.1": ("inference", (), None),
@@ -73,6 +74,20 @@ def teachers(out: Place = RUNS) -> None:
         if (place / files.SUMMARY).exists()
     }
     files.write_json(HERE / "results" / "teachers.json", found)
+
+
+@app.command()
+def drawings(out: Place = RUNS) -> None:
+    """Score Omniglot's finished runs on other people's drawings of a client's characters: ``results/drawings.json``."""
+    from experiments import files
+    from experiments.fedd2s.teacher import others_drawings
+
+    found = {
+        f"{place.parent.name}/{place.name}": others_drawings(place)
+        for place in sorted((out / "omniglot").glob("*/seed-*"))
+        if (place / files.SUMMARY).exists()
+    }
+    files.write_json(HERE / "results" / "drawings.json", found)
 
 
 @app.command()

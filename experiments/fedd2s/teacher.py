@@ -1,4 +1,4 @@
-"""Why FedD2S gains or not: what the server's head knows of a client's images, and the client itself, after a run."""
+"""What finished runs know: the server's head beside its clients, and clients of drawings by other people."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments import files
+from experiments.audit import open_run
 from fedkd import checkpoint, wire
 from fedkd.config import Config
 from fedkd.federation import Federation, build
@@ -37,6 +38,18 @@ def compared(place: Path) -> dict[str, float]:
         w = wire.from_record(homes[client].array_records["personal"])
         rows.append(_client(federation, client, w, head, depth or 0))
     return {name: round(fmean(row[name] for row in rows), 4) for name in rows[0]}
+
+
+def others_drawings(place: Path) -> float:
+    """Mean accuracy of clients on the images of the balanced test that show classes they hold."""
+    auditor = open_run(place)
+    federation, rows = auditor.site.federation, []
+    for client in range(federation.config.federation.clients):
+        model, params = auditor.model(client)
+        mine = torch.isin(federation.test_y, federation.train_set(client)[1])
+        said = model.logits(params, federation.test_x[mine]).argmax(1)
+        rows.append(float((said == federation.test_y[mine]).float().mean()))
+    return round(fmean(rows), 4)
 
 
 def _client(federation: Federation, client: int, w: Params, head: Params, depth: int) -> dict[str, float]:
