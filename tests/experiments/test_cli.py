@@ -58,7 +58,7 @@ def test_a_model_of_one_run_is_the_teacher_of_another(tiny, tmp_path, fedkd_here
     assert not file.parent.exists()
     done = fedkd_here("export", first, file, "--client", "0")
     assert done.returncode == 0 and "parameters" in done.stdout
-    settings = ["method.name=rad", "method.selection=all"]
+    settings = ["method.name=rad", "method.selection=all", "method.student_epochs=30"]
     given = fedkd_here("distill", tiny, *settings, *plain, "--teacher", file, "--out", second, "--quiet")
     assert given.returncode == 0, given.stderr
     before, after = (json.loads((place / "summary.json").read_text())["accuracy"] for place in (first, second))
