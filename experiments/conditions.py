@@ -259,3 +259,17 @@ def check_pairs(conditions: Sequence[Condition]) -> None:
                     f"compare: '{first.label}' and '{other.label}' cannot be paired, their clients differ: "
                     f"{key} is {one.get(key)} and {two.get(key)}{hint}"
                 )
+
+
+def by_seed(directory: Path, metrics: Sequence[str]) -> dict[str, Any]:
+    """A sweep's finished runs for a results file: by condition the metrics and the state hash of every seed."""
+    return {
+        condition.label: {
+            "values": {
+                name: {str(seed): round(value, 4) for seed, value in condition.values(METRICS[name]).items()}
+                for name in metrics
+            },
+            "state_hash": {str(k): str(run.summary["state_hash"])[:16] for k, run in condition.runs.items()},
+        }
+        for condition in read([directory])[0]
+    }

@@ -1,4 +1,4 @@
-"""Make the comparison of KD3 and its parts: ``python -m experiments.kd3 teachers|tune|run|collect|draw``.
+"""Make the comparison of KD3 and its parts: ``python -m experiments.kd3 teachers|tune|run|collect|federated|draw``.
 
 What is there is not made again. Needs FEDKD_DATA with MNIST, CIFAR-10 and ImageNet-32 (see README, data).
 """
@@ -76,6 +76,21 @@ def collect(names: Names = None) -> None:
 
     for name in names or WORLDS:
         files.write_json(HERE / "results" / f"{name}.json", collected(RUNS / name))
+
+
+@app.command()
+def federated(jobs: Jobs = 2) -> None:
+    """Run ``federated.toml`` and write ``results/federated.json``."""
+    from experiments import files
+    from experiments.bench import machine
+    from experiments.conditions import by_seed
+
+    place = RUNS / "federated"
+    _sweep(HERE / "federated.toml", place, jobs, {})
+    found = {"versions": machine.versions(), "machine": machine.describe()}
+    files.write_json(
+        HERE / "results" / "federated.json", found | {"conditions": by_seed(place, ("global", "balanced"))}
+    )
 
 
 @app.command()

@@ -66,7 +66,7 @@ def federated(
     from experiments import files
     from experiments.bench import machine
     from experiments.cells import plan
-    from experiments.conditions import METRICS, read
+    from experiments.conditions import by_seed
     from experiments.sweep import Sweep
 
     results: dict[str, Any] = {"versions": machine.versions(), "machine": machine.describe(), "sweeps": {}}
@@ -74,16 +74,7 @@ def federated(
         place = out / f"rad_{name}"
         for label, reason in Sweep(plan(HERE / f"{name}.toml"), place, jobs, Console(stderr=True)).go().items():
             typer.echo(f"{label} failed: {reason}", err=True)
-        results["sweeps"][name] = {
-            condition.label: {
-                "values": {
-                    key: {str(seed): round(value, 4) for seed, value in condition.values(METRICS[key]).items()}
-                    for key in ("global", "balanced", "personal")
-                },
-                "state_hash": {str(k): str(run.summary["state_hash"])[:16] for k, run in condition.runs.items()},
-            }
-            for condition in read([place])[0]
-        }
+        results["sweeps"][name] = by_seed(place, ("global", "balanced", "personal"))
     files.write_json(HERE / "results" / "federated.json", results)
 
 
