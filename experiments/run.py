@@ -193,7 +193,9 @@ def _statement(here: Site, strategy: KnowledgeStrategy) -> dict[str, Any] | None
     mechanism = here.mechanism
     if mechanism.event() is None:
         return None
-    said = strategy.ledger.statement(mechanism.sampling(), mechanism.assumptions(), EXCLUDED)
+    given = here.federation.given
+    excluded = (*EXCLUDED, "what the weights that clients start from were trained on") if given else EXCLUDED
+    said = strategy.ledger.statement(mechanism.sampling(), mechanism.assumptions(), excluded)
     statement = {**said.to_json(), "text": str(said)}
     return {"epsilon": _finite(said.epsilon), "delta": said.delta, "trust": mechanism.trust, "statement": statement}
 
