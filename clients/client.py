@@ -13,7 +13,7 @@ from fedkd import learn, seeds, wire
 from fedkd.federation import Federation
 from fedkd.knowledge import Knowledge, Params, nest
 from fedkd.method import Peer
-from fedkd.metrics import accuracy, score
+from fedkd.metrics import score
 from fedkd.task import Client, Task
 from privacy import mechanisms
 from privacy.gate import Gate, Released
@@ -85,18 +85,14 @@ class Site:
         return released
 
     def evaluate(self, client: int, down: Knowledge, state: RecordDict) -> dict[str, float | int | list[float]]:
-        """The client's model on the balanced global test (accuracy) and on its own test split (all of a `Score`)."""
+        """The client's model on the balanced global test and on its own test split, as two `Score`."""
         federation = self.federation
         task = federation.client_task(client)
         home = self.mechanism.home(self.personal(client, state))
         params = federation.config.method.judged(down.to(self.federation.device), home)
+        balanced = score(task.model, params, federation.test_x, federation.test_y, calibrated=False)
         own = score(task.model, params, *federation.own_test_set(client))
-        return {
-            "balanced": accuracy(task.model, params, federation.test_x, federation.test_y),
-            "personal": own.accuracy,
-            "gaps": list(own.gaps),
-            "tests": own.tests,
-        }
+        return {**balanced.to_metrics("balanced"), **own.to_metrics("personal")}
 
     def personal(self, client: int, state: RecordDict) -> Params:
         """What the client holds at home; made on its first round."""
@@ -121,10 +117,16 @@ class Site:
         rows = method.public_order(seeds.generator(seed, "public order", t, client), len(federation.public_x))
         task = federation.client_task(client)
         draws = self.mechanism.draws(seeds.generator(seed, "dp-sgd", t, client), len(y), task)
-        draws |= nest("method", method.draws(seeds.generator(seed, "method", t, client)))
+        draws |= nest("method", method.draws(seeds.generator(seed, "method", t, client), task, len(y)))
         device = federation.device
         return Client(
-            x, y, order.to(device), rows.to(device), {name: d.to(device) for name, d in draws.items()}, personal
+            x,
+            y,
+            order.to(device),
+            rows.to(device),
+            {name: d.to(device) for name, d in draws.items()},
+            personal,
+            federation.notes(client),
         )
 
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
 from clients.client import Site, site
-from experiments import files
+from experiments import files, secrets
+from experiments.secrets import AS_SAID, Ranked
 from fedkd import checkpoint, seeds
 from fedkd.config import load
+from fedkd.data.text_canaries import SPACE, TextCanaries
 from fedkd.errors import ConfigError
 from fedkd.homes import Homes
 from fedkd.knowledge import Knowledge, Params
 from fedkd.losses import cross_entropy
 from fedkd.method import Peer
 from fedkd.models import Model
+from privacy.audits.exposure import exposure_exact, null_mean_exact
 from privacy.audits.membership import AuditResult, audit_scores
+from privacy.audits.secrets import SecretResult
 from privacy.gate import Pool, Released
 
 HOME, MESSAGE, AGGREGATE, STUDENT = "home model", "message", "aggregate", "student"
@@ -48,16 +54,19 @@ class Auditor:
 
         A canary is scored by the cross-entropy of its wrong label on: the owner's model at home; the owner's *message*,
         that is what the client would answer if asked about the canary, through the mechanism; the *aggregate* of all
-        clients' answers; and the server's student.
+        clients' answers; and the server's student. A secret in text is scored by its rank among all secrets.
         """
         federation = self.site.federation
+        if federation.secrets is not None:
+            said = [one for one in self.ranked if one.attack == AS_SAID]
+            return [_member(one, federation.secrets, federation.config.seed) for one in said]
         canaries = federation.split.canaries
         if not 0 < int(canaries.included.sum()) < len(canaries):
             return []
         x, _ = federation.canary_set()
         own = [torch.from_numpy(canaries.owner == k).nonzero().flatten() for k in range(len(self._clients))]
         found: dict[str, Tensor] = {}
-        if self.site.mechanism.home(self.site.personal(0, self._state(0))):  # else no client keeps a model of its own
+        if self.keeps_models():
             found[HOME] = self._owners([self._home(k, x[i]) for k, i in enumerate(own)], own)
         answers = self._answers(x)
         if answers:
@@ -70,6 +79,20 @@ class Auditor:
         if student is not None:
             found[STUDENT] = federation.config.method.student_model(federation.server_task).logits(student, x)
         return [self._judge(target, logits) for target, logits in found.items()]
+
+    @cached_property
+    def ranked(self) -> list[Ranked]:
+        """Ranks of the secrets in text under every attack; empty for images."""
+        return secrets.ranked(self)
+
+    def secrets(self) -> list[SecretResult]:
+        """What each attack on each target says about the secrets in text; empty for images."""
+        canaries, seed = self.site.federation.secrets, self.site.federation.config.seed
+        return [] if canaries is None else [one.judged(canaries, seed) for one in self.ranked]
+
+    def keeps_models(self) -> bool:
+        """Whether clients keep a model of their own."""
+        return bool(self.site.mechanism.home(self.site.personal(0, self._state(0))))
 
     def model(self, client: int | None) -> tuple[Model, Params]:
         """A model as it is after the run: the server's, or the one that a client is scored on.
@@ -121,23 +144,25 @@ class Auditor:
         return answers
 
     def _speak(self, client: int, x: Tensor) -> Knowledge | None:
-        """Logits of the model that answers for the client; where weights are sent, of those of one more round.
+        """What the client would say about the inputs; None where a listener cannot ask."""
+        spoken = self.speaker(client)
+        return None if spoken is None else Knowledge({"logits": spoken[0].logits(spoken[1], x)})
+
+    def speaker(self, client: int) -> tuple[Model, Params] | None:
+        """The model that answers for the client; where weights are sent, those of one more round.
 
         None where what is sent is not a whole model, so that a listener cannot ask it anything.
         """
+        if self.site.federation.config.method.sends not in ("logits", "params"):
+            return None
         federation, mechanism = self.site.federation, self.site.mechanism
         task = federation.client_task(client)
         personal = self.site.personal(client, self._state(client))
         if federation.config.method.sends == "logits":
-            model, params = mechanism.speaker_task(task).model, mechanism.speaker(personal)
-        else:
-            tensors, down = self.site.tensors(client, self.t + 1, personal), self._down(client)
-            _, raw = mechanism.update(federation.config.method, task, tensors, down)
-            whole = federation.config.method.whole(task, down, dict(raw.tensors))
-            if whole is None:
-                return None
-            model, params = whole
-        return Knowledge({"logits": model.logits(params, x)})
+            return mechanism.speaker_task(task).model, mechanism.speaker(personal)
+        tensors, down = self.site.tensors(client, self.t + 1, personal), self._down(client)
+        _, raw = mechanism.update(federation.config.method, task, tensors, down)
+        return federation.config.method.whole(task, down, dict(raw.tensors))
 
     def _down(self, client: int) -> Knowledge:
         federation = self.site.federation
@@ -154,7 +179,14 @@ class Auditor:
         return audit_scores(target, target != HOME, scores, federation.split.canaries.included, federation.config.seed)
 
 
-def summarise(results: list[AuditResult]) -> dict[str, Any] | None:
+def _member(one: Ranked, canaries: TextCanaries, seed: int) -> AuditResult:
+    """A target's canaries told apart by their ranks, with the exposure that the ranks are."""
+    found = audit_scores(one.target, one.leaves, np.log2(one.ranks), canaries.included, seed)
+    mean = float(exposure_exact(one.ranks[canaries.included], SPACE).mean())
+    return replace(found, exposure_mean=mean, exposure_chance=null_mean_exact(SPACE))
+
+
+def summarise(results: list[AuditResult], about: list[SecretResult] | None = None) -> dict[str, Any] | None:
     """The audit's part of summary.json; its headline is the worst of what leaves (or of all, where nothing does)."""
     if not results:
         return None
@@ -165,6 +197,7 @@ def summarise(results: list[AuditResult]) -> dict[str, Any] | None:
         "auroc": worst.auroc,
         "chance": {"auroc": 0.5, "exposure": worst.exposure_chance},
         "targets": [r.to_json() for r in results],
+        **({"secrets": [r.to_json() for r in about]} if about else {}),
     }
 
 

@@ -139,7 +139,8 @@ def audit(
 
         from experiments.audit import open_run
 
-        results = open_run(directory).results()
+        auditor = open_run(directory)
+        results = auditor.results()
         if not results:
             typer.echo("no canaries were planted; run with audit.canaries=200")
             return
@@ -159,12 +160,35 @@ def audit(
                 f"{r.n_in}/{r.n_out}",
             )
         Console().print(grid)
+        if secrets := auditor.secrets():
+            from experiments.show import secrets_table
+
+            Console().print(secrets_table(secrets))
+
+
+@app.command()
+def vocabulary(
+    file: Annotated[Path, typer.Argument(help="JSON file to write; `data.vocabulary` reads it.")],
+    path: Annotated[Path, typer.Option("--text", help="Public text: a folder of .txt files, a .txt or a .jsonl file.")],
+    size: Annotated[int, typer.Option(min=1, help="Tokens, the 256 bytes among them.")] = 512,
+) -> None:
+    """Learn a byte-pair vocabulary from text. Learnt from private text it gives that text away: use public text."""
+    with _errors():
+        from fedkd.data import text
+        from fedkd.data.vocabulary import byte_pairs
+
+        learnt = byte_pairs(text.load("text", path).texts, size)
+        learnt.write(file)
+        typer.echo(f"{file}: {len(learnt)} tokens")
 
 
 @app.command()
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's directory, finished or interrupted.")],
-    file: Annotated[Path, typer.Argument(help="safetensors file to write; `model.weights` reads it.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="safetensors file to write; `model.weights` reads it. With {client} in it, one a client."),
+    ],
     client: Annotated[int | None, typer.Option(min=0, help="A client's model; default the server's.")] = None,
 ) -> None:
     """Write a model of a run to a file: the server's, or a client's. Under no mechanism's promise if a client's."""
@@ -174,14 +198,17 @@ def export(
         from experiments.audit import open_run
 
         auditor = open_run(directory)
-        model, params = auditor.model(client)
         config = auditor.site.federation.config
-        about = {"architecture": model.name, "dataset": config.data.name, "config_hash": config.hash}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}.draft")
-        save_file({name: value.detach().cpu().contiguous() for name, value in params.items()}, draft, about)
-        draft.replace(file)
-        typer.echo(f"{file}: {model.name}, {sum(value.numel() for value in params.values())} parameters")
+        everybody = range(config.federation.clients) if "{client}" in str(file) and client is None else [client]
+        for one in everybody:
+            model, params = auditor.model(one)
+            place = Path(str(file).replace("{client}", str(one)))
+            about = {"architecture": model.name, "dataset": config.data.name, "config_hash": config.hash}
+            place.parent.mkdir(parents=True, exist_ok=True)
+            draft = place.with_name(f".{place.name}.draft")
+            save_file({name: value.detach().cpu().contiguous() for name, value in params.items()}, draft, about)
+            draft.replace(place)
+            typer.echo(f"{place}: {model.name}, {sum(value.numel() for value in params.values())} parameters")
 
 
 @app.command()

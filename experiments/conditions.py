@@ -47,6 +47,11 @@ def _scored(name: str, title: str, key: str, better: int = 1) -> Metric:
     return Metric(name, title, "fraction", better, lambda said: (said.get("accuracy") or {}).get(key), by_round=True)
 
 
+def _perplexity(name: str, title: str, key: str) -> Metric:
+    """As `_scored`, of text."""
+    return Metric(name, title, "perplexity", -1, lambda said: (said.get("accuracy") or {}).get(key), by_round=True)
+
+
 def _audit(key: str) -> Callable[[Mapping[str, Any]], Any]:
     """The audit's headline, where its target leaves a client at all."""
 
@@ -68,6 +73,8 @@ METRICS = {
         _scored("personal_ece", "Calibration error (ECE)", "personal_ece", -1),
         _scored("global", "Server's model", "global"),
         _scored("global_ece", "Server's calibration error", "global_ece", -1),
+        _perplexity("perplexity", "Server's perplexity", "global_perplexity"),
+        _perplexity("personal_perplexity", "Personal perplexity", "personal_perplexity"),
         Metric("up", "Bytes up", "bytes", -1, lambda s: (s.get("bytes") or {}).get("up")),
         Metric("down", "Bytes down", "bytes", -1, lambda s: (s.get("bytes") or {}).get("down")),
         Metric("epsilon", "Privacy spent (ε)", "ε", -1, lambda s: (s.get("privacy") or {}).get("epsilon")),

@@ -13,7 +13,7 @@ from fedkd.errors import ConfigError
 
 CONFIG, METRICS, TRANSCRIPT = "config.toml", "metrics.jsonl", "transcript.jsonl"
 LEDGER, SUMMARY, CLIENTS, CHECKPOINT, COMPARE = "ledger.json", "summary.json", "clients.json", "checkpoint", "compare"
-HOMES = "homes"
+HOMES, SECRETS = "homes", "secrets.json"
 
 
 def write(path: Path, text: str) -> None:

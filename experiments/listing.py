@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from fedkd.config import describe
-from fedkd.data.datasets import DATASETS
+from fedkd.data.datasets import DATASETS, TEXTS
 from fedkd.errors import ConfigError
 from fedkd.models import MODELS
 from fedkd.registry import METHODS, method_class
@@ -53,6 +53,7 @@ def _yes(value: bool) -> str:
 def _datasets() -> Iterator[Row]:
     for name, source in DATASETS.items():
         yield name, source.description
+    yield from TEXTS.items()
 
 
 def _models() -> Iterator[Row]:

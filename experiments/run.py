@@ -18,7 +18,7 @@ from flwr.app import RecordDict
 
 from clients.client import Site, site
 from clients.engines import open_engine
-from experiments import files
+from experiments import files, secrets
 from experiments.audit import Auditor, summarise
 from experiments.rows import Rows
 from experiments.show import View
@@ -117,7 +117,10 @@ class Run:
     def _finish(self, here: Site, strategy: KnowledgeStrategy, homes: Homes) -> dict[str, Any]:
         """Audit, then write clients.json and summary.json."""
         began = time.monotonic()
-        audit = summarise(Auditor(here, strategy.server, homes, strategy.round).results())
+        auditor = Auditor(here, strategy.server, homes, strategy.round)
+        audit = summarise(auditor.results(), auditor.secrets())
+        if auditor.ranked and here.federation.secrets is not None:
+            files.write_json(self.out / files.SECRETS, secrets.record(here.federation.secrets, auditor.ranked))
         lines = files.read_lines(self.out / files.METRICS)
         statement = _statement(here, strategy)
         accuracy = next(line["accuracy"] for line in reversed(lines) if line["accuracy"] is not None)
@@ -193,7 +196,7 @@ def _statement(here: Site, strategy: KnowledgeStrategy) -> dict[str, Any] | None
     mechanism = here.mechanism
     if mechanism.event() is None:
         return None
-    given = here.federation.given
+    given = here.federation.given or here.federation.given_to
     excluded = (*EXCLUDED, "what the weights that clients start from were trained on") if given else EXCLUDED
     said = strategy.ledger.statement(mechanism.sampling(), mechanism.assumptions(), excluded)
     statement = {**said.to_json(), "text": str(said)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedkd.config import Config
+from privacy.audits.secrets import SecretResult
 from strategies.flower import Round
 
 
@@ -105,7 +106,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """One line for each summary, by label."""
     grid = Table(box=None, header_style="bold", pad_edge=False)
     grid.add_column("run")
-    for name in ("balanced", "personal", "worst", "ECE", "server", "up", "ε", "AUROC", "s"):
+    text = any("personal_perplexity" in summary["accuracy"] for summary in rows.values())
+    for name in ("balanced", "personal", "worst", "ECE", "server", *(["ppl"] if text else []), "up", "ε", "AUROC", "s"):
         grid.add_column(name, justify="right", no_wrap=True)
     for label, summary in rows.items():
         accuracy, private, audit = summary["accuracy"], summary["privacy"], summary["audit"]
@@ -117,11 +119,37 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{accuracy['personal_worst10']:.3f}",
             "-" if calibration is None else f"{calibration:.3f}",
             "-" if server is None else f"{server:.3f}",
+            *([_perplexity(accuracy)] if text else []),
             human(summary["bytes"]["up"]),
             "none" if private is None else f"{float(private['epsilon']):.2f}",
             _leak(audit),
             f"{summary['seconds']:.0f}",
         )
+    return grid
+
+
+def _perplexity(accuracy: Mapping[str, Any]) -> str:
+    """The server's model's if there is one, else the clients' on the global test."""
+    found = accuracy.get("global_perplexity") or accuracy.get("balanced_perplexity")
+    return "-" if found is None else f"{found:.2f}"
+
+
+def bits(value: float | None) -> str:
+    """An exposure."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def secrets_table(results: Sequence[SecretResult]) -> Table:
+    """Exposure in bits by target, attack and number of copies."""
+    grid = Table(box=None, header_style="bold", pad_edge=False, title="exposure of secrets in text, bits")
+    counts = [row["repetitions"] for row in results[0].to_json()["by_repetition"]]
+    for name in ("audited", "attack", *(f"{count}x" for count in counts), "not planted", "swapped", "chance", "p"):
+        grid.add_column(name)
+    for result in results:
+        said = result.to_json()
+        means = [f"{row['mean']:.2f}" for row in said["by_repetition"]]
+        others = (bits(said[name]) for name in ("excluded_mean", "swap_mean", "chance"))
+        grid.add_row(result.target, result.attack, *means, *others, f"{said['p_value']:.2g}")
     return grid
 
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedkd.data.datasets import TEXTS
 from fedkd.errors import ConfigError
 from fedkd.method import Method
 from fedkd.registry import METHODS, method_class, near
@@ -42,10 +43,16 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which images, and how they are split over clients."""
+    """Which images or text, and how they are split over clients."""
 
-    name: str = Field("digits", description="data set; 'files' reads your own from data.path")
-    path: str | None = Field(None, description="your own .npz, image folder, IDX or CIFAR batch files")
+    name: str = Field("digits", description="data set; 'files' and 'text' read your own from data.path")
+    path: str | None = Field(
+        None, description="your own .npz, image folder, IDX or CIFAR batch files; or folder of .txt files, or .jsonl"
+    )
+    context: int | None = Field(None, ge=4, description="tokens that a model of text sees at once; default 64")
+    vocabulary: str | None = Field(
+        None, description="file of a byte-pair vocabulary, of 'fedkd vocabulary'; default the printable characters"
+    )
     partition: Partition = Field("iid", description="how the data are split over clients")
     alpha: float | None = Field(None, gt=0, description="concentration of 'dirichlet' and 'quantity'; small is skewed")
     classes: int | None = Field(None, ge=1, description="classes a client of 'pathological'")
@@ -98,7 +105,7 @@ class ModelConfig(Section):
     name: str = Field("cnn", description="architecture of the clients and of the server's own model")
     by_client: list[str] = Field([], description="architectures of the clients, in turn; default all model.name")
     weights: str | None = Field(
-        None, description="file that clients' models start from, of 'fedkd export'; {seed} stands for the seed"
+        None, description="file that clients' models start from, of 'fedkd export'; {seed}, {client} stand for them"
     )
 
 
@@ -142,7 +149,13 @@ MECHANISMS: dict[str, type[PrivacyConfig]] = {
 class AuditConfig(Section):
     """What is planted in order to measure leakage."""
 
-    canaries: int = Field(0, ge=0, description="mislabelled images, each included with probability 1/2")
+    canaries: int = Field(
+        0, ge=0, description="mislabelled images, or secrets in text, each included with probability 1/2"
+    )
+    repetitions: list[int] | None = Field(None, description="copies of a secret in text, in turn; default [1, 10, 50]")
+    templates: list[str] | None = Field(
+        None, description="lines of text that hold {name} and end with {secret}; default eight of ours"
+    )
 
 
 class EngineConfig(Section):
@@ -365,7 +378,8 @@ def _fields(key: str, variant: Any) -> set[str]:
     if key == "data.partition":
         return {PARTITION_FIELD[variant]} if variant in PARTITION_FIELD else set()
     if key == "data.name":
-        return {"path"} if variant == "files" else set()
+        own = {"path"} if variant in ("files", "text") else set()
+        return own | {"context", "vocabulary"} if variant in TEXTS else own
     if key == "data.pool":
         return {"pool_path"} if variant == "files" else set()
     if key == "engine.name":
@@ -421,6 +435,7 @@ def _check(config: Config) -> None:
             raise ConfigError(f"data.{name}: partition '{data.partition}' needs it; set data.{name}=...")
         if value is not None and name != wanted:
             raise ConfigError(f"data.{name}={value}: partition '{data.partition}' does not use it; remove it")
+    _check_text(config)
     if method.needs_public and not data.public:
         raise ConfigError(f"data.public=0: {config.method_name} teaches through public images; set data.public=1000")
     if isinstance(config.privacy, GaussianPrivacy) and config.privacy.delta >= 1 / federation.clients:
@@ -460,14 +475,43 @@ def _check(config: Config) -> None:
             f"model.by_client: {config.method_name} averages weights, so every client must have model.name "
             f"('{config.model.name}'), got {sorted(models)}; use fedmd or feddf for mixed architectures"
         )
-    if config.model.weights is not None and len(models) > 1:
-        raise ConfigError(f"model.weights: expected clients of one architecture, got {', '.join(sorted(models))}")
+    if config.model.weights is not None and "{client}" not in config.model.weights and len(models) > 1:
+        raise ConfigError(
+            f"model.weights: expected clients of one architecture, got {', '.join(sorted(models))}; give each client "
+            "a file of its own, with {client} in the name"
+        )
     for name in ("workers", "block", "gpus_per_client", "address"):
         value = getattr(config.engine, name)
         if value and name not in ENGINE_FIELDS.get(config.engine.name, set()):
             raise ConfigError(f"engine.{name}={value}: engine '{config.engine.name}' does not use it; remove it")
     if method.optimizer == "adam" and method.momentum:
         raise ConfigError(f"method.momentum={method.momentum}: only method.optimizer='sgd' uses it")
+
+
+def _check_text(config: Config) -> None:
+    data, audit = config.data, config.audit
+    if data.name not in TEXTS:
+        for name, value in (("data.context", data.context), ("data.vocabulary", data.vocabulary)):
+            if value is not None:
+                raise ConfigError(f"{name}={value}: is about text, and {data.name} is images; remove it")
+        for name, given in (("audit.repetitions", audit.repetitions), ("audit.templates", audit.templates)):
+            if given is not None:
+                raise ConfigError(f"{name}: is about canaries in text, and {data.name} is images; remove it")
+        return
+    if not config.method.text:
+        able = ", ".join(name for name in METHODS if method_class(name).text)
+        raise ConfigError(f"method.name={config.method_name}: does not work on text; choose one of {able}")
+    if data.partition in ("dirichlet", "pathological"):
+        raise ConfigError(
+            f"data.partition={data.partition}: splits classes, which text has none of; use natural, iid or quantity"
+        )
+    for name, used in (("data.pool", data.pool), ("data.labelled", data.labelled), ("data.far", data.far)):
+        if used:
+            raise ConfigError(f"{name}={used}: is about images, and {data.name} is text; remove it")
+    if audit.repetitions is not None and (not audit.repetitions or min(audit.repetitions) < 1):
+        raise ConfigError(f"audit.repetitions: expected whole numbers from 1, got {audit.repetitions}")
+    if audit.templates is not None and not audit.templates:
+        raise ConfigError("audit.templates: expected at least one line of text, got none; remove it for ours")
 
 
 def describe() -> dict[str, dict[str, tuple[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,14 +16,18 @@ from torch import Tensor
 from fedkd import config as configs
 from fedkd import models, seeds
 from fedkd.config import AmbassadorPrivacy, Config
-from fedkd.data import datasets, planted, pools
-from fedkd.data.datasets import Dataset
+from fedkd.data import datasets, planted, pools, text_canaries
+from fedkd.data.datasets import TEXTS, Dataset, TextSpec
 from fedkd.data.split import Split, SplitSpec, split
+from fedkd.data.text_canaries import REPETITIONS, TEMPLATES, TextCanaries
 from fedkd.errors import ConfigError, SchemaError
 from fedkd.knowledge import Knowledge, Params
 from fedkd.learn import fit
 from fedkd.models import Model
-from fedkd.task import Task
+from fedkd.task import Records, Task
+
+PUBLIC = -1
+"""In place of a client's id: nobody's records."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +41,11 @@ class Federation:
         public_index: Their positions (m,) in the data set; empty where they come from a pool.
         labelled: Public inputs (l, *shape) and their labels (l,).
         test_x: Balanced global test inputs; test_y their labels.
-        labels: Labels of the data set with the canaries' wrong labels applied, the ones clients train on.
-        given: Weights that clients' models start from, by architecture.
+        labels: Labels of the data set with the canaries' wrong labels applied, the ones clients train on; of text the
+            next tokens.
+        given: Weights that clients' models start from, by architecture: the same for all, or
+        given_to: each client's own; empty where there are none.
+        secrets: The canaries of text; None for images, whose canaries are the split's.
     """
 
     config: Config
@@ -53,7 +60,10 @@ class Federation:
     test_y: Tensor
     labels: np.ndarray
     given: Mapping[str, Params]
+    given_to: tuple[Params, ...]
+    secrets: TextCanaries | None
     device: torch.device
+    _noted: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def task(self, model: str) -> Task:
         """The task as seen by whoever has architecture ``model``."""
@@ -61,13 +71,15 @@ class Federation:
         return Task(
             model=self.models[model],
             models=self.models,
-            num_classes=self.dataset.num_classes,
+            num_classes=self.dataset.outputs,
             public_x=self.public_x,
             rounds=self.config.federation.rounds,
             optimizer=method.descent(),
             fit=fit,
             labelled=self.labelled,
             given=self.given,
+            vocabulary=None if self.dataset.text is None else self.dataset.text.vocabulary,
+            public_notes=self._noted.get(PUBLIC, {}),
         )
 
     @property
@@ -77,7 +89,40 @@ class Federation:
 
     def client_task(self, client: int) -> Task:
         """One client's task."""
-        return self.task(self.client_models[client])
+        task = self.task(self.client_models[client])
+        return replace(task, given={task.model.name: self.given_to[client]}) if self.given_to else task
+
+    def notes(self, client: int) -> dict[str, Tensor]:
+        """What the method noted about one client's training records; the same in every round and process."""
+        if client not in self._noted:
+            index = self.split.train[client]
+            self._noted[client] = self._note(self.client_task(client), self._records(index), client)
+        return self._noted[client]
+
+    def note_public(self) -> None:
+        """Let the method note what it wants to about the public inputs."""
+        x = self.public_x
+        shape = x.shape if self.dataset.text is not None else x.shape[:1]
+        unknown = torch.full(shape, -1, dtype=torch.int64, device=x.device)
+        if self.dataset.text is not None:
+            unknown[:, :-1] = x[:, 1:]
+        nothing = torch.zeros(shape, device=x.device)
+        public = Records(x, unknown, nothing, nothing > 0)
+        self._noted[PUBLIC] = self._note(self.server_task, public, PUBLIC)
+
+    def _note(self, task: Task, records: Records, client: int) -> dict[str, Tensor]:
+        rng = seeds.generator(self.config.seed, "notes", client=client + 1)
+        return {name: note.to(self.device) for name, note in self.config.method.notes(task, records, rng).items()}
+
+    def _records(self, index: np.ndarray) -> Records:
+        x, y = self._inputs(self.dataset.x[index]), torch.from_numpy(self.labels[index])
+        text, canaries = self.dataset.text, self.split.canaries
+        if text is None:
+            planted = torch.from_numpy(np.isin(index, canaries.index[canaries.included]))
+            marks = torch.zeros(len(index))
+        else:
+            planted, marks = torch.from_numpy(text.planted[index]), torch.from_numpy(text.marks[index])
+        return Records(x, y.to(self.device), marks.to(self.device), planted.to(self.device))
 
     def train_set(self, client: int) -> tuple[Tensor, Tensor]:
         """Training inputs (n, *shape) and labels (n,) of one client, canaries included."""
@@ -87,7 +132,7 @@ class Federation:
     def own_test_set(self, client: int) -> tuple[Tensor, Tensor]:
         """One client's own held-out inputs and labels."""
         index = self.split.own_test[client]
-        return self._inputs(self.dataset.x[index]), torch.from_numpy(self.dataset.y[index]).to(self.device)
+        return self._inputs(self.dataset.x[index]), torch.from_numpy(self.dataset.targets[index]).to(self.device)
 
     def canary_set(self) -> tuple[Tensor, Tensor]:
         """Inputs of all canaries, in or out, and their wrong labels."""
@@ -106,7 +151,9 @@ def build(config: Config) -> Federation:
     """
     data = config.data
     device = _device(config.engine.device)
-    dataset = datasets.load(data.name, Path(data.path) if data.path else None)
+    is_text = data.name in TEXTS
+    text_spec = TextSpec(data.context or TextSpec.context, data.vocabulary or TextSpec.vocabulary) if is_text else None
+    dataset = datasets.load(data.name, Path(data.path) if data.path else None, text_spec)
     taken = 0 if data.pool else data.public
     held_out = taken + data.labelled + data.reserve
     spec = SplitSpec(
@@ -118,22 +165,27 @@ def build(config: Config) -> Federation:
         public=held_out,
         min_size=data.min_size,
         test_fraction=data.test_fraction,
-        canaries=config.audit.canaries,
+        canaries=0 if is_text else config.audit.canaries,
         limit=data.limit,
     )
-    parts = split(dataset, spec, config.seed)
+    parts, secrets = split(dataset, spec, config.seed), None
+    if is_text:
+        repetitions, templates = config.audit.repetitions or REPETITIONS, config.audit.templates or TEMPLATES
+        dataset, parts, secrets = text_canaries.plant(
+            dataset, parts, config.audit.canaries, repetitions, templates, config.seed
+        )
     shape = dataset.x.shape[1:]
     client_models = tuple(config.client_models())
     ambassador = config.privacy.model if isinstance(config.privacy, AmbassadorPrivacy) else None
     names = sorted({*client_models, config.model.name, *([ambassador] if ambassador else [])})
-    source = (dataset.test_x, dataset.test_y) if parts.test_is_official else (dataset.x, dataset.y)
+    source = (dataset.test_x, dataset.test_y) if parts.test_is_official else (dataset.x, dataset.targets)
     test_x, test_y = source[0][parts.test], source[1][parts.test]  # type: ignore[index]
     nobodys = parts.public
     if held_out > max(taken, data.labelled, data.reserve):  # to be parted, and some data sets are sorted by class
         nobodys = nobodys[seeds.generator(config.seed, "public parts").permutation(held_out)]
     public = web_like(config, dataset)[0] if data.pool else dataset.x[nobodys[:taken]]
     labelled = nobodys[taken : taken + data.labelled]
-    architectures = {name: models.build(name, shape, dataset.num_classes) for name in names}
+    architectures = {name: models.build(name, shape, dataset.outputs) for name in names}
     federation = Federation(
         config=config,
         dataset=dataset,
@@ -142,33 +194,52 @@ def build(config: Config) -> Federation:
         client_models=client_models,
         public_x=datasets.to_tensor(public).to(device),
         public_index=nobodys[:taken],
-        labelled=(datasets.to_tensor(dataset.x[labelled]).to(device), torch.from_numpy(dataset.y[labelled]).to(device)),
+        labelled=(
+            datasets.to_tensor(dataset.x[labelled]).to(device),
+            torch.from_numpy(dataset.targets[labelled]).to(device),
+        ),
         test_x=datasets.to_tensor(test_x).to(device),
         test_y=torch.from_numpy(test_y).to(device),
-        labels=parts.labels(dataset.y),
+        labels=dataset.targets if is_text else parts.labels(dataset.y),
         given=_given(config, architectures),
+        given_to=_given_to(config, architectures),
+        secrets=secrets,
         device=device,
     )
-    held = np.bincount(federation.labels[parts.train.values], minlength=dataset.num_classes) > 0
+    federation.note_public()
+    held = np.bincount(federation.labels[parts.train.values].clip(min=0).ravel(), minlength=dataset.outputs) > 0
     config.method.check({name: federation.task(name) for name in sorted(set(client_models))}, held)
     return federation
 
 
 def _given(config: Config, architectures: Mapping[str, Model]) -> dict[str, Params]:
-    """The weights of ``model.weights``, which must be those of the clients' architecture."""
-    if config.model.weights is None:
+    """The weights of ``model.weights`` for all clients, which must be those of their architecture."""
+    if config.model.weights is None or "{client}" in config.model.weights:
         return {}
-    name, path = config.client_models()[0], config.model.weights.replace("{seed}", str(config.seed))
+    name = config.client_models()[0]
+    return {name: _weights(config.model.weights.replace("{seed}", str(config.seed)), architectures[name])}
+
+
+def _given_to(config: Config, architectures: Mapping[str, Model]) -> tuple[Params, ...]:
+    """The weights of ``model.weights`` where each client has its own."""
+    path = config.model.weights or ""
+    if "{client}" not in path:
+        return ()
+    path = path.replace("{seed}", str(config.seed))
+    named = enumerate(config.client_models())
+    return tuple(_weights(path.replace("{client}", str(k)), architectures[name]) for k, name in named)
+
+
+def _weights(path: str, model: Model) -> Params:
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"model.weights='{path}': cannot be read ({error}); write it with 'fedkd export'") from None
-    schema = architectures[name].schema
     try:
-        Knowledge(found).check(schema, name)
+        Knowledge(found).check(model.schema, model.name)
     except SchemaError as error:
         raise ConfigError(f"model.weights='{path}': expected the weights of clients' models; {error}") from None
-    return {name: {key: found[key] for key in schema}}
+    return {key: found[key] for key in model.schema}
 
 
 def web_like(config: Config, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedkd import learn
+from fedkd.errors import ConfigError
 from fedkd.knowledge import Knowledge, Params, Schema
 from fedkd.models import Model
 from fedkd.optim import Adam, Optimizer, Sgd
-from fedkd.task import Client, Task
+from fedkd.task import Client, Records, Task
 
 Evidence = Literal["official-code", "proved", "paper", "reconstruction", "baseline"]
 
@@ -80,6 +81,7 @@ class Method(BaseModel):
     reads_labelled: ClassVar[bool] = False
     reads_records: ClassVar[bool] = False
     clients_choose: ClassVar[bool] = False  # whether a message says which public inputs a client's model chose
+    text: ClassVar[bool] = False  # whether it works on text, where a model gives one answer for each position
     beyond_vmap: ClassVar[str | None] = None  # why clients cannot be stacked, where they cannot
     tolerance: ClassVar[float] = 1e-5  # of the vectorised engine's answer, relative, in float32 without chaotic steps
 
@@ -97,17 +99,27 @@ class Method(BaseModel):
         """A client's minibatches of the ``m`` public inputs in one round (steps, b); none by default."""
         return learn.batches(rng, m, 1, 0)
 
-    def draws(self, rng: np.random.Generator) -> Mapping[str, torch.Tensor]:
+    def draws(self, rng: np.random.Generator, task: Task, records: int) -> Mapping[str, torch.Tensor]:
         """What else a client draws in one round, by name: ``client.draws["method/NAME"]``; nothing by default."""
         return {}
 
+    def notes(self, task: Task, records: Records, rng: np.random.Generator) -> Mapping[str, torch.Tensor]:
+        """What to note about records before round 1, by name (n, ...): once for each client's own, which become
+        ``client.notes``, and once for the public inputs, ``task.public_notes``; nothing by default.
+        """
+        return {}
+
     def rows(self, task: Task) -> int:
-        """Rows of logits in one answer, where logits are sent: by default one for each public input."""
-        return len(task.public_x)
+        """Rows of logits in one answer, where logits are sent: by default one for each public input, or token."""
+        return math.prod((len(task.public_x), *task.answer_shape[:-1]))
 
     def row_norm(self) -> float:
         """The largest L2 norm that a row of ``logits`` can have by construction: 1 for probabilities; default none."""
         return math.inf
+
+    def adds_noise(self) -> bool:
+        """Whether answers carry noise of the method's own, which no ledger knows."""
+        return False
 
     def check(self, tasks: Mapping[str, Task], held: np.ndarray) -> None:
         """Raise `ConfigError` for what cannot work, before round 1.
@@ -160,12 +172,12 @@ class Method(BaseModel):
 
 
 def logits_schema(task: Task) -> Schema:
-    """Schema of one row of logits for each public input."""
-    return {"logits": ((len(task.public_x), task.num_classes), torch.float32)}
+    """Schema of one row of logits for each public input, or one for each of its tokens."""
+    return {"logits": ((len(task.public_x), *task.answer_shape), torch.float32)}
 
 
 def size(client: Client) -> torch.Tensor:
-    """The client's number of records, the usual aggregation weight."""
+    """The client's number of records, or of text the tokens it learns to predict: the usual aggregation weight."""
     return (client.y >= 0).sum().to(torch.get_default_dtype())  # -1 is padding
 
 
@@ -175,3 +187,14 @@ def by_model(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Knowledge]]]
     for answer in answers:
         groups.setdefault(answer.peer.model, []).append(answer.knowledge)
     yield from sorted(groups.items())
+
+
+def architecture(task: Task, down: Knowledge) -> Model:
+    """The architecture whose parameters a message holds; it has to differ from the others in them."""
+    told = {name: tuple(value.shape) for name, value in down.tensors.items()}
+    for model in task.models.values():
+        if {name: shape for name, (shape, _) in model.schema.items()} == told:
+            return model
+    raise ConfigError(
+        f"a message's parameters fit none of the architectures {', '.join(task.models)}; same model.name?"
+    )

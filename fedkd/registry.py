@@ -33,6 +33,11 @@ METHODS: dict[str, tuple[str, str]] = {
         "strategies.rad_clients:RADClients",
         "RAD whose clients choose the questions and learn the answers",
     ),
+    "swing": ("strategies.swing:Swing", "students leave, taught at home with temperatures that hide private tokens"),
+    "swing_labels": (
+        "strategies.swing_labels:SwingLabels",
+        "clients answer public text with tempered, noised probabilities, the server's student learns",
+    ),
 }
 """name -> ("module:Class", one line about it)."""
 

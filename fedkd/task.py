@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fedkd.data.vocabulary import Vocabulary
 from fedkd.knowledge import Params
 from fedkd.losses import Loss, cross_entropy
 
@@ -28,11 +29,12 @@ class Client(NamedTuple):
 
     Attributes:
         x: Inputs (n, *shape).
-        y: Labels (n,) int64; -1 marks what is no record.
+        y: Labels (n,) int64; -1 marks what is no record. Of text the next tokens (n, L), -1 where there is none.
         order: Minibatches (steps, b) int64 as indices into x; -1 pads.
         public_order: Minibatches (steps, b) int64 as indices into the public set; -1 pads.
         draws: Further randomness, by name, that a method or mechanism asked for.
         personal: What stays at home between rounds.
+        notes: What the method noted about the client's records before round 1, by name (n, ...).
     """
 
     x: Tensor
@@ -41,6 +43,24 @@ class Client(NamedTuple):
     public_order: Tensor
     draws: Mapping[str, Tensor]
     personal: Params
+    notes: Mapping[str, Tensor] = {}  # nobody writes to it
+
+
+class Records(NamedTuple):
+    """Records as a method may take note of them, outside of any engine.
+
+    Attributes:
+        x: Inputs (n, *shape).
+        y: Labels (n,), or of text the next tokens (n, L) with -1 where there is none; of public inputs of which nobody
+            knows the labels, all -1.
+        marks: Shaped as y, float32 in [0, 1]: what the user marked as private.
+        planted: Shaped as y, bool: a canary's label or secret. For experiments that need an oracle.
+    """
+
+    x: Tensor
+    y: Tensor
+    marks: Tensor
+    planted: Tensor
 
 
 class Fit(Protocol):
@@ -77,6 +97,8 @@ class Task:
         fit: How private records are learnt from.
         labelled: Public inputs (l, *shape) with their labels (l,); l = 0 for methods that do not read any.
         given: Weights that clients' models start from, by architecture; empty where they start fresh.
+        vocabulary: What the tokens of text mean; None for images.
+        public_notes: What the method noted about the public inputs before round 1, by name (m, ...).
     """
 
     model: Model
@@ -88,12 +110,19 @@ class Task:
     fit: Fit
     labelled: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0, dtype=torch.int64))
     given: Mapping[str, Params] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+    public_notes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def initial(self, model: Model, seed: int, client: int = 0) -> Params:
         """What a model of clients starts from: the weights given, else fresh ones of (seed, client)."""
         if model.name in self.given:
             return {name: value.clone() for name, value in self.given[model.name].items()}
         return model.init(seed, client)
+
+    @property
+    def answer_shape(self) -> tuple[int, ...]:
+        """Shape of a model's answer to one input: (K,), or of text (L, K)."""
+        return (self.num_classes,) if self.vocabulary is None else (*self.input_shape, self.num_classes)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -219,7 +219,7 @@ class Ambassador(Mechanism):
 
         order = client.order.new_empty((0, 1))  # its width would tell the number of records
         draws = nest("method", pick("method", client.draws))
-        sealed = client._replace(x=client.x[:0], y=client.y[:0], order=order, draws=draws, personal=speaker)
+        sealed = client._replace(x=client.x[:0], y=client.y[:0], order=order, draws=draws, personal=speaker, notes={})
         speaker, raw = method.client_update(replace(self.speaker_task(task), fit=private_fit), sealed, down)
         return {**nest("home", home), **nest("ambassador", speaker)}, raw
 
@@ -286,6 +286,11 @@ def refuse(config: Config) -> None:
             raise ConfigError(
                 f"privacy.mechanism=gaussian: {name}'s clients choose public images by their private models, and which "
                 "ones is a release of its own that no noise covers; use rad, whose server chooses, or 'ambassador'"
+            )
+        if method.adds_noise():
+            raise ConfigError(
+                f"privacy.mechanism=gaussian: adds its own noise, calibrated and booked, and {name} adds some too; set "
+                "method.noise=none"
             )
         if privacy.trust == "server" and method.needs_each:
             raise ConfigError(

@@ -18,6 +18,7 @@ class FedAvg(Method):
     """Clients send weights, the server averages them by number of samples."""
 
     evidence: ClassVar[Evidence] = "paper"
+    text: ClassVar[bool] = True
     sends = "params"
     same_model: ClassVar[bool] = True
 

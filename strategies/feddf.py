@@ -28,6 +28,7 @@ class FedDF(Method):
     """The server averages weights per architecture, then distils the clients' ensemble into each average."""
 
     evidence: ClassVar[Evidence] = "official-code"
+    text: ClassVar[bool] = True
     sends = "params"
     needs_public: ClassVar[bool] = True
     needs_each: ClassVar[bool] = True

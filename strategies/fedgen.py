@@ -59,7 +59,7 @@ class FedGen(Method):
     generator_batch: int = Field(32, ge=2, description="the generator's minibatch size")
     generator_lr: float = Field(1e-3, gt=0, description="the generator's learning rate (Adam)")
 
-    def draws(self, rng: np.random.Generator) -> Mapping[str, Tensor]:
+    def draws(self, rng: np.random.Generator, task: Task, records: int) -> Mapping[str, Tensor]:
         """A client's noise (latents, noise + 1) in [0, 1); the last column draws labels."""
         return {"noise": torch.from_numpy(rng.random((self.latents, self.noise + 1), dtype=np.float32))}
 

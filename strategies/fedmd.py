@@ -26,6 +26,7 @@ class FedMD(Method):
     """Clients with models of their own agree on logits of public inputs."""
 
     evidence: ClassVar[Evidence] = "official-code"
+    text: ClassVar[bool] = True
     sends = "logits"
     needs_public: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-4  # the L1's gradient jumps

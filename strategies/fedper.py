@@ -26,6 +26,7 @@ class FedPer(Method):
     """The base of the model is shared, its head stays at home."""
 
     evidence: ClassVar[Evidence] = "paper"
+    text: ClassVar[bool] = True
     sends = "params"
     same_model: ClassVar[bool] = True
 

@@ -183,14 +183,14 @@ class KnowledgeStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Means over the clients that answered."""
         found = dict(sorted((_scored(reply) for reply in replies if not reply.has_error()), key=itemgetter(0)))
-        self.scores = {k: {"balanced": balanced, "personal": own.accuracy} for k, (balanced, own) in found.items()}
+        self.scores = {k: {"balanced": all_.accuracy, "personal": own.accuracy} for k, (all_, own) in found.items()}
         if not found:
             return None
         self.accuracy = self._accuracy(*zip(*found.values(), strict=True))
         summary = self.accuracy.to_json()
         return MetricRecord({name: value for name, value in summary.items() if value is not None})
 
-    def _accuracy(self, balanced: Sequence[float], own: Sequence[Score]) -> Accuracy:
+    def _accuracy(self, balanced: Sequence[Score], own: Sequence[Score]) -> Accuracy:
         student = self.method.student(self.task, self.server)
         test = self.federation.test_x, self.federation.test_y
         server = None if student is None else metrics.score(self.method.student_model(self.task), student, *test)
@@ -274,11 +274,10 @@ class KnowledgeStrategy(Strategy):
         return released
 
 
-def _scored(reply: Message) -> tuple[int, tuple[float, Score]]:
+def _scored(reply: Message) -> tuple[int, tuple[Score, Score]]:
     """A client, and its model on the balanced test set and on its own."""
     said: Any = reply.content.metric_records["scores"]
-    own = Score(float(said["personal"]), tuple(said["gaps"]), int(said["tests"]))
-    return int(said["client"]), (float(said["balanced"]), own)
+    return int(said["client"]), (Score.from_metrics(said, "balanced"), Score.from_metrics(said, "personal"))
 
 
 def roster(grid: Grid, clients: int, patience: float = 120.0) -> Callable[[int], int]:

@@ -22,7 +22,7 @@ from fedkd import learn
 from fedkd.errors import ConfigError
 from fedkd.knowledge import Knowledge, Params, Schema, nest, pick
 from fedkd.losses import cross_entropy, kl
-from fedkd.method import Evidence, Method, Peer, Pool, size
+from fedkd.method import Evidence, Method, Peer, Pool, architecture, size
 from fedkd.models import Model
 from fedkd.task import Client, Task
 
@@ -31,6 +31,7 @@ class FML(Method):
     """A personal model of any architecture and a shared meme model teach one another."""
 
     evidence: ClassVar[Evidence] = "official-code"
+    text: ClassVar[bool] = True
     sends = "params"
     reads_records: ClassVar[bool] = True
 
@@ -87,12 +88,3 @@ class FML(Method):
     def student(self, task: Task, server: Params) -> Params | None:
         """The meme."""
         return server
-
-
-def architecture(task: Task, down: Knowledge) -> Model:
-    """Whose parameters these are."""
-    told = {name: tuple(value.shape) for name, value in down.tensors.items()}
-    for model in task.models.values():
-        if {name: shape for name, (shape, _) in model.schema.items()} == told:
-            return model
-    raise ConfigError(f"the meme's parameters fit none of the architectures {', '.join(task.models)}; same model.name?")

@@ -18,6 +18,7 @@ class Local(Method):
     """Every client trains alone."""
 
     evidence: ClassVar[Evidence] = "baseline"
+    text: ClassVar[bool] = True
     sends = "nothing"
 
     def reply_schema(self, task: Task, down: Knowledge) -> Schema:

@@ -45,7 +45,7 @@ class RADClients(RAD):
     )
     digest_epochs: int = Field(2, ge=0, description="a client's epochs over all answers, each round")
 
-    def draws(self, rng: np.random.Generator) -> dict[str, Tensor]:
+    def draws(self, rng: np.random.Generator, task: Task, records: int) -> dict[str, Tensor]:
         """What a client's own generator starts from."""
         return {"seed": torch.from_numpy(rng.integers(2**62, size=1))}
 

@@ -302,6 +302,7 @@ def stack(clients: Sequence[Client]) -> Client:
         public_order=_pad([c.public_order for c in clients], -1),
         draws={name: _pad([c.draws[name] for c in clients]) for name in first.draws},
         personal=_stacked([c.personal for c in clients]),
+        notes=_stacked([c.notes for c in clients]),
     )
 
 

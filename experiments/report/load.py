@@ -131,6 +131,9 @@ def _accuracy(value: Any) -> Accuracy:
         "global",
         "personal_ece",
         "global_ece",
+        "balanced_perplexity",
+        "personal_perplexity",
+        "global_perplexity",
     )
     return Accuracy(*(number(told.get(name)) for name in names))
 

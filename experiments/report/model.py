@@ -9,7 +9,7 @@ LOCAL = "local"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """One scoring of all clients' models; fractions in [0, 1]. ECE: expected calibration error."""
+    """One scoring of all clients' models; fractions in [0, 1]. ECE: calibration error; perplexities of text."""
 
     balanced_mean: float | None = None
     personal_mean: float | None = None
@@ -18,6 +18,9 @@ class Accuracy:
     global_model: float | None = None
     personal_ece: float | None = None
     global_ece: float | None = None
+    balanced_perplexity: float | None = None
+    personal_perplexity: float | None = None
+    global_perplexity: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from statistics import fmean, median
 
-from experiments.report.model import ClientRow, Failure, Run, Target
+from experiments.report.model import Accuracy, ClientRow, Failure, Run, Target
 from experiments.report.values import DASH, duration, epsilon, fraction, plural, short, signed, size, small
 from experiments.report.verdict import change, worst
 
@@ -38,6 +38,7 @@ def tiles(run: Run) -> str:
         ("Worst 10 % of clients", data(got.personal_worst10, fraction(got.personal_worst10)), "personal accuracy"),
         ("Calibration error", data(got.personal_ece, fraction(got.personal_ece)), _calibration(got.global_ece)),
         ("Server's model", data(got.global_model, fraction(got.global_model)), _server(got.global_model)),
+        *_perplexities(got),
         ("Bytes up", data(run.up, size(run.up)), sends),
         ("Bytes down", data(run.down, size(run.down)), sends),
         ("Privacy spent", f"ε = {data(spent, epsilon(spent))}", _delta(spent, delta)),
@@ -49,6 +50,13 @@ def tiles(run: Run) -> str:
         for name, value, note in cells
     )
     return f'<dl class="tiles">\n{body}</dl>\n'
+
+
+def _perplexities(got: Accuracy) -> list[tuple[str, str, str]]:
+    """Of text: the server's model's and the clients' own."""
+    told = (("Server's perplexity", got.global_perplexity, "on the global test"),
+            ("Personal perplexity", got.personal_perplexity, "each model on its client's own test"))  # fmt: skip
+    return [(name, data(value, f"{value:.2f}"), note) for name, value, note in told if value is not None]
 
 
 def _gain(new: float | None, old: float | None) -> str:

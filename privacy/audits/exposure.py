@@ -12,6 +12,7 @@ canary that nobody memorised has a mean of ``null_mean``, about 1 / ln 2 = 1.44 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ import numpy.typing as npt
 from fedkd.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+_MIN_REFERENCES = 1000
+_KS_LIMIT = 1.0  # of sqrt(n) D, D measured where the curve was fitted, which makes it smaller than in tables of KS
 
 
 def exposure_exact(rank: npt.ArrayLike, space: int) -> Floats:
@@ -72,6 +77,79 @@ def exposure_interpolated(score: npt.ArrayLike, references: npt.ArrayLike) -> Fl
         raise ConfigError("exposure needs at least one reference canary, got none")
     at_most = np.searchsorted(others, scores, side="right")
     return np.asarray(np.log2(others.size + 1) - np.log2(1 + at_most))
+
+
+@dataclass(frozen=True, eq=False)
+class Extrapolated:
+    """Exposures read off a curve that was fitted to references.
+
+    Attributes:
+        exposure: (m,) bits, from 0 to log2(space), in the order of the scores.
+        capped: (m,) bool, where the curve says log2(space) or more.
+        ks: Kolmogorov-Smirnov distance between the references and the curve.
+        ks_limit: Largest distance that is accepted.
+    """
+
+    exposure: Floats
+    capped: Bools
+    ks: float
+    ks_limit: float
+
+
+def exposure_extrapolated(score: npt.ArrayLike, references: npt.ArrayLike, space: int) -> Extrapolated:
+    """Return the exposure of canaries from a space too big to enumerate, by a skew-normal fit to references.
+
+    -log2 F(score), F the maximum-likelihood skew-normal distribution of the references (section 4.3), capped at
+    log2(space), which no exact exposure can pass.
+
+    **Error.** Against the exact value in spaces of 10,000 (skew-normal scores with shape -3 to 3, and sums of four
+    log-probabilities of digits with Gaussian logits), with 1000 references, 95 % of the canaries were within 0.15 bits
+    where the exact value is below 3 bits, within 0.5 bits from 3 to 7, and within 1.4 bits from 7 to 10. Beyond log2(n)
+    bits, hence below all references, the value is the curve's word alone: off by up to 2.7 bits from 10 to 13, and in a
+    space of a million, of six digits, too low by 2 bits on average above 16 (95 % within 4.7). Below all candidates it
+    runs away, up by tens of bits, and only the cap holds it. Where all can be scored, use ``exposure_exact``.
+
+    **Check.** Tables of the Kolmogorov-Smirnov test do not hold for a curve that was fitted to the same scores, and to
+    test one half against a curve fitted to the other refuses 14 to 19 % of true skew-normal samples at a nominal 5 %.
+    So the limit, 1 / sqrt(n), is simulated, as Lilliefors did for the normal (1967). Of samples of 1000 it refuses
+    under 1 % that are skew-normal with a shape of -2 to 2, 2 % with a shape of 4, 8 % with one of 10; and all that are
+    exponential or uniform, 98 % that are Student's t with 5 degrees of freedom, 63 % logistic, 40 % Gumbel. It sees
+    the middle of the curve: an accepted curve can be wrong in the tail.
+
+    Args:
+        score: (m,) scores of inserted canaries, lower is more memorised.
+        references: (n,) scores of fresh canaries from the same distribution, n at least 1000.
+        space: Number of candidates.
+
+    Raises:
+        ConfigError: A score is NaN, references are too few, infinite or all the same, no skew-normal curve fits them,
+            or there are no candidates.
+
+    Example:
+        >>> found = exposure_extrapolated([0.0, -90.0], np.random.default_rng(0).normal(size=1000), 10**9)
+        >>> found.exposure.round(1).tolist(), found.capped.tolist()
+        ([1.0, 29.9], [False, True])
+    """
+    from scipy.stats import skewnorm  # here, not above: it takes a second
+
+    scores, others = _scores("score", score), np.sort(_scores("references", references), axis=None)
+    if space < 1:
+        raise ConfigError(f"space should be 1 or more, got {space}")
+    n = others.size
+    if n < _MIN_REFERENCES:
+        raise ConfigError(f"extrapolation needs {_MIN_REFERENCES} or more references, got {n}; score more candidates")
+    if not np.isfinite(others).all() or others[0] == others[-1]:
+        raise ConfigError(f"references should be finite and differ, got {others[0]} to {others[-1]}")
+    curve = skewnorm(*skewnorm.fit(others))
+    below, at = curve.cdf(others), np.arange(n + 1) / n
+    ks, limit = float(max((below - at[:-1]).max(), (at[1:] - below).max())), _KS_LIMIT / math.sqrt(n)
+    if not ks <= limit:  # true for NaN
+        raise ConfigError(
+            f"no skew-normal curve fits the {n} references: Kolmogorov-Smirnov distance {ks:.3f}, "
+            f"at most {limit:.3f} is accepted; enumerate the space, or interpolate"
+        )
+    bits, most = -curve.logcdf(scores) / math.log(2), math.log2(space)
+    return Extrapolated(exposure=np.clip(bits, 0, most), capped=np.asarray(bits >= most), ks=ks, ks_limit=limit)
 
 
 def null_mean(references: int) -> float:

@@ -44,6 +44,10 @@ def configuration(name: str, mechanism: str) -> Config:
             method |= {"student_epochs": 1, "student_batch": 16, "selection": "all"}
         case "rad" | "rad_clients":
             method |= {"questions": 10, "student_epochs": 2, "error_rate": 0.1}
+        case "swing":
+            method["score"] = "rarity"
+        case "swing_labels":
+            method |= {"score": "none", "noise": "none" if mechanism == "gaussian" else "laplace"}
         case "dense":
             method |= {"synthesis_epochs": 2, "synthesis_batch": 16, "generator_steps": 3}
     raw = {

@@ -221,8 +221,10 @@ def test_to_tensor():
     x.flags.writeable = False
     tensor = to_tensor(x)
     assert tensor.dtype == torch.float32 and torch.equal(tensor, torch.tensor([[-7.5, 1e9]]))
-    with pytest.raises(ConfigError, match="int64"):
-        to_tensor(np.zeros(3, np.int64))
+    with pytest.raises(ConfigError, match="int32"):
+        to_tensor(np.zeros(3, np.int32))
+    tokens = np.array([[5, 0]], np.int64)
+    assert torch.equal(to_tensor(tokens), torch.tensor([[5, 0]]))
 
 
 @pytest.mark.parametrize(

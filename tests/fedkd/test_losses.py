@@ -75,3 +75,67 @@ def test_extreme_logits_stay_finite():
     z = torch.tensor([[1e4, -1e4, 0.0]])
     assert torch.isfinite(cross_entropy(z, torch.tensor([1]))).all()
     assert torch.isfinite(kl(1.0)(z, -z)).all() and torch.isfinite(grad(kl(1.0), z, -z)).all()
+
+
+# --- Text -------------------------------------------------------------------------------------------------------------
+
+
+def before(loss, student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The losses of images as they were before there was text; runs' hashes hang on their last bits."""
+    if loss is cross_entropy:
+        return F.cross_entropy(student, target, reduction="none")
+    if loss is l1_logits:
+        return (student - target).abs().mean(-1)
+    p = torch.softmax(target / 2.0, -1)
+    return 2.0**2 * (p * (torch.log_softmax(target / 2.0, -1) - torch.log_softmax(student / 2.0, -1))).sum(-1)
+
+
+SOFT = kl(2.0)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, SOFT, l1_logits], ids=["ce", "kl", "l1"])
+@pytest.mark.parametrize("rows", [0, 1, 32])
+def test_of_images_not_a_bit_has_changed(loss, rows):
+    student, teacher = logits(11, rows, 10).float(), logits(12, rows, 10).float()
+    target = teacher.argmax(-1) if loss is cross_entropy else teacher
+    assert torch.equal(loss(student, target), before(loss, student, target))
+    old = grad(lambda s, t: before(loss, s, t), student, target)
+    assert torch.equal(grad(loss, student, target), old)
+
+
+def text(seed: int, records: int = 4, length: int = 6, tokens: int = 5) -> torch.Tensor:
+    return logits(seed, records * length, tokens).view(records, length, tokens)
+
+
+def test_cross_entropy_of_text_is_the_mean_over_what_is_to_be_predicted():
+    z, y = text(8), torch.arange(24).view(4, 6) % 5
+    y[1, 2:], y[2], y[3, 0] = -1, -1, -1
+    got = cross_entropy(z, y)
+    for record in range(4):
+        known = y[record] >= 0
+        expected = F.cross_entropy(z[record, known], y[record, known]) if known.any() else torch.tensor(0.0).double()
+        torch.testing.assert_close(got[record], expected)
+    pull = grad(cross_entropy, z, y)
+    assert not pull[y < 0].any() and pull[y >= 0].abs().amax(-1).min() > 0
+
+
+@pytest.mark.parametrize("loss", [SOFT, l1_logits], ids=["kl", "l1"])
+def test_the_distance_of_two_texts_is_the_mean_over_positions(loss):
+    student, teacher = text(9), text(10)
+    expected = torch.stack([loss(s, t).mean() for s, t in zip(student, teacher, strict=True)])
+    torch.testing.assert_close(loss(student, teacher), expected)
+    assert loss(student, student).shape == (4,) and not loss(student, student).any()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, SOFT, l1_logits], ids=["ce", "kl", "l1"])
+def test_a_record_alone_is_a_record_in_a_block(loss):
+    student, teacher, y = text(11), text(12), torch.arange(24).view(4, 6) % 5
+    y[1, 2:], y[2] = -1, -1
+    target = y if loss is cross_entropy else teacher
+
+    def one(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return loss(s.unsqueeze(0), t.unsqueeze(0)).squeeze(0)
+
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(one))(student, target), grad(loss, student, target))
+    clients = torch.func.vmap(lambda s, t: loss(s, t))(student.view(2, 2, 6, 5), target.view(2, 2, *target.shape[1:]))
+    torch.testing.assert_close(clients.flatten(), loss(student, target))

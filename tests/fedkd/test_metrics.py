@@ -93,9 +93,9 @@ def test_a_diverged_model_counts_as_certain(broken):
 
 def test_an_empty_test_set_adds_nothing():
     empty, full = scored(torch.zeros((0, 3)), []), scored(torch.tensor([[1.0, 0.0, 0.0]]), [0])
-    assert empty == Score(0.0, (0.0,) * BINS, 0)
+    assert empty == Score(0.0, 0, (0.0,) * BINS)
     assert calibration_error([empty, full]) == calibration_error([full])
-    assert over_clients([0.0], [empty], None).personal_ece is None
+    assert over_clients([empty], [empty], None).personal_ece is None
 
 
 def test_accuracy_and_gaps_come_from_the_same_logits():
@@ -110,16 +110,18 @@ def test_accuracy_and_gaps_come_from_the_same_logits():
 
 def test_the_summary_by_hand():
     flat = (0.0,) * BINS
-    low, high = Score(0.2, (1.0, *flat[1:]), 10), Score(0.8, (-3.0, *flat[1:]), 30)
-    got = over_clients([0.1, 0.3], [high, low], Score(0.6, (*flat[1:], 5.0), 50))
+    low, high = Score(0.2, 10, (1.0, *flat[1:])), Score(0.8, 30, (-3.0, *flat[1:]))
+    got = over_clients([Score(0.1, 9), Score(0.3, 9)], [high, low], Score(0.6, 50, (*flat[1:], 5.0)))
     assert got.to_json() == {
         "balanced_mean": pytest.approx(0.2), "personal_mean": pytest.approx(0.5), "personal_std": pytest.approx(0.3),
         "personal_worst10": 0.2, "personal_ece": pytest.approx(2 / 40), "global": 0.6, "global_ece": pytest.approx(0.1),
     }  # fmt: skip
-    alone = over_clients([0.1], [low], None)
+    alone = over_clients([Score(0.1, 9)], [low], None)
     assert alone.global_ is None and alone.global_ece is None
 
 
 def test_the_worst_tenth_of_thirty_clients_are_three():
-    scores = [Score(k / 30, (0.0,) * BINS, 1) for k in range(30)]
-    assert over_clients([0.0] * 30, scores[::-1], None).personal_worst10 == pytest.approx((0 + 1 + 2) / 3 / 30)
+    scores = [Score(k / 30, 1, (0.0,) * BINS) for k in range(30)]
+    assert over_clients([Score(0.0, 9)] * 30, scores[::-1], None).personal_worst10 == pytest.approx(
+        (0 + 1 + 2) / 3 / 30
+    )

@@ -6,10 +6,10 @@ from torch import nn
 
 from fedkd.errors import ConfigError
 from fedkd.knowledge import fingerprint
-from fedkd.models import MODELS, build
+from fedkd.models import IMAGE_MODELS, build
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", IMAGE_MODELS)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 
 

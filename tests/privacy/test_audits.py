@@ -15,7 +15,13 @@ import privacy.audits.exposure
 import privacy.audits.membership
 from fedkd.errors import ConfigError
 from fedkd.seeds import generator
-from privacy.audits.exposure import exposure_exact, exposure_interpolated, null_mean, null_mean_exact
+from privacy.audits.exposure import (
+    exposure_exact,
+    exposure_extrapolated,
+    exposure_interpolated,
+    null_mean,
+    null_mean_exact,
+)
 from privacy.audits.membership import (
     AuditResult,
     audit_scores,
@@ -107,6 +113,113 @@ def test_exposure_refuses_nan_and_missing_references(members, references):
 def test_chance_needs_candidates(chance):
     with pytest.raises(ConfigError, match="1 or more"):
         chance(0)
+
+
+# --- Extrapolated exposure -------------------------------------------------------------------------------------------
+
+EXTRAPOLATED = [  # tensorflow_privacy secret_sharer/exposures.py at git 03035d5; exactly, under the true distribution
+    ("normal", [10.0, 9.0], [1.0, 1.6970179744083653], [1.0, 1.696482066974119]),
+    ("normal", [5.0], [7.337898332060212], [7.331268769171912]),
+    ("normal", [2.0, 0.5], [14.962346503397093, 19.92919828739662], [14.946467037719302, 19.907130808785173]),
+    ("normal", [-20.0], [167.754493083197], [167.5422]),  # the logarithm of F: F itself is 3e-51
+    (
+        "skewnorm",
+        [0.0, -0.1, 0.3],
+        [3.685465248183384, 4.502553270400923, 2.0212327277094913],
+        [3.6807681238728818, 4.492700856701145, 2.0227386712672804],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "secrets", "reference", "exact"), EXTRAPOLATED)
+def test_extrapolated_exposure_is_the_reference(name, secrets, reference, exact):
+    references = GENERATED[name]
+    twice = np.tile(references, 2)  # has the same best curve; 500 references are too few
+
+    found = exposure_extrapolated(secrets, twice, 2**200)
+
+    np.testing.assert_allclose(found.exposure, reference, rtol=1e-4)
+    np.testing.assert_allclose(found.exposure, exact, rtol=3e-3)
+    assert not found.capped.any()
+    assert found.ks <= found.ks_limit == 1 / math.sqrt(twice.size)
+
+
+def space_of_scores(kind, draw):
+    """Return the scores of 10,000 secrets: skew-normal, or sums of four digits' log-probabilities."""
+    name, parameter = kind
+    if name == "skewnorm":
+        return skewnorm.rvs(parameter, size=10_000, random_state=draw)
+    scores = np.zeros(1)
+    for _ in range(4):
+        logits = parameter * draw.normal(size=(scores.size, 10))
+        scores = (scores[:, None] + np.log(np.exp(logits).sum(axis=1, keepdims=True)) - logits).ravel()
+    return scores
+
+
+def test_extrapolation_on_enumerable_spaces_errs_as_stated():
+    """Canaries at chance and one to four standard deviations below it."""
+    draw, exact, found = generator(0, "test extrapolation"), [], []
+    for kind in [("skewnorm", a) for a in (-3, 0, 3)] + [("digits", sd) for sd in (0.5, 1, 2)]:
+        for _ in range(6):
+            space = space_of_scores(kind, draw)
+            canaries = np.concatenate([draw.choice(space, 12) - shift * space.std() for shift in range(5)])
+            ranks = np.maximum(1, (space <= canaries[:, None]).sum(axis=1))
+            exact.append(exposure_exact(ranks, space.size))
+            found.append(exposure_extrapolated(canaries, draw.choice(space, 1000, replace=False), space.size).exposure)
+    exact, error = np.concatenate(exact), np.abs(np.concatenate(found) - np.concatenate(exact))
+
+    for low, high, stated in [(0, 3, 0.15), (3, 7, 0.5), (7, 10, 1.4), (10, 13, 2.7)]:
+        inside = (low <= exact) & (exact < high)
+        assert inside.sum() > 60
+        assert np.mean(error[inside] <= stated) >= 0.92
+        assert np.mean(error[inside] <= stated / 6) < 0.92  # no looser than it need be
+
+
+def test_no_exposure_passes_the_space():
+    """Far below all references the curve says 60 bits and more."""
+    references = GENERATED["normal"]
+
+    found = exposure_extrapolated([-8.0, 10.0, -math.inf, math.inf], references, 10_000)
+
+    assert found.exposure == pytest.approx([math.log2(10_000), 1.0, math.log2(10_000), 0.0])
+    assert found.capped.tolist() == [True, False, True, False]
+    assert exposure_extrapolated([-8.0], references, 2**200).exposure[0] > 60
+
+
+@pytest.mark.parametrize("shape", [0, -4])
+def test_few_true_curves_are_refused(shape):
+    draw, refused = generator(0, f"test refusal {shape}"), 0
+    for _ in range(40):
+        try:
+            exposure_extrapolated([], skewnorm.rvs(shape, size=1000, random_state=draw), 10_000)
+        except ConfigError:
+            refused += 1
+
+    assert refused <= 4  # 1 % or 2 % of 40
+
+
+@pytest.mark.parametrize("name", ["exponential", "uniform", "standard_cauchy"])
+def test_other_curves_are_refused(name):
+    with pytest.raises(ConfigError, match="no skew-normal curve fits the 1000 references") as error:
+        exposure_extrapolated([0.0], getattr(generator(0, "test refusal"), name)(size=1000), 10_000)
+
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("secrets", "references", "space", "message"),
+    [
+        ([0.0], np.arange(999.0), 10, "1000 or more references, got 999"),
+        ([0.0], np.ones(1000), 10, "differ, got 1.0 to 1.0"),
+        ([0.0], np.append(GENERATED["normal"], math.inf), 10, "finite"),
+        ([0.0], np.append(GENERATED["normal"], math.nan), 10, "references: 1 of 1001 scores are NaN"),
+        ([math.nan], GENERATED["normal"], 10, "score: 1 of 1 scores are NaN"),
+        ([0.0], GENERATED["normal"], 0, "space should be 1 or more"),
+    ],
+)
+def test_unusable_references_are_refused(secrets, references, space, message):
+    with pytest.raises(ConfigError, match=message):
+        exposure_extrapolated(secrets, references, space)
 
 
 # --- AUROC and its null ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from fedkd.errors import PrivacyError
 from fedkd.knowledge import Knowledge, Params, fingerprint, nest, pick
 from fedkd.losses import cross_entropy, kl
 from fedkd.method import size
-from fedkd.models import MODELS, Model, build
+from fedkd.models import IMAGE_MODELS, TEXT_MODELS, Model, build
 from fedkd.optim import Adam
 from fedkd.task import Client, Task
 from privacy.accounting import Event
@@ -28,7 +28,7 @@ from privacy.mechanisms import Ambassador
 from strategies.fedmd import FedMD
 
 SHAPE = (1, 8, 8)
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", IMAGE_MODELS)
 
 
 def records(count: int, seed: int = 0, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,6 +174,50 @@ def test_inside_a_transform_the_sum_is_the_same_and_padding_has_no_say(name, cli
     nothing = torch.full((3,), -1)
     for kind in (ghost, kept):
         assert not flat(kind.of_row(start, own, nothing), here.model).any()
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+@pytest.mark.parametrize("share", [0.5, 1.0, 0.0])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "teacher"])
+def test_a_record_of_text_is_clipped_as_one_in_both_ways(name, share, soft):
+    length, tokens, g = 12, 7, torch.Generator().manual_seed(3)  # tokens repeat: their vectors' gradients add up
+    model = build(name, (length,), tokens)
+    params = model.init(0)
+    x, y = torch.randint(tokens, (2, 8, length), generator=g)
+    y[1, 5:], y[2] = -1, -1  # a short record, and one with nothing to predict
+    target, loss = (torch.randn((8, length, tokens), generator=g), kl(2.0)) if soft else (y, cross_entropy)
+    gradients = per_record(model, params, x, target, loss).double()  # or their norms lose the fifth digit
+    norms = gradients.norm(dim=1)
+    assert soft or not gradients[2].any()
+    clip = float(norms.quantile(share) if share else norms[norms > 0].min() / 1000)
+    expected = clipped_by_hand(gradients[norms > 0], clip).float()
+
+    ghost = ClippedSum(model, clip, loss)(params, x, target)
+    own = Client(x, target, torch.empty((0, 1)), torch.empty((0, 1)), {}, {})
+    kept = PerRecordSum(model, clip, loss).of_row(params, own, torch.tensor([*range(8), -1]))
+    assert near(flat(ghost, model), expected, 1e-6) and near(flat(kept, model), expected, 1e-6)
+    assert near(flat(ghost, model), flat(kept, model), 1e-6)
+
+
+def test_dp_sgd_on_text_is_the_same_in_a_block_of_clients():
+    model = build("transformer", (10,), 7)
+    here = Task(model, {"transformer": model}, 7, torch.empty((0, 10), dtype=torch.int64), 1, Adam(1.0), learn.fit)
+    dp, start, nothing = sgd(), model.init(0), torch.empty((0, 1), dtype=torch.int64)
+    clients = []
+    for k in range(3):
+        x, y = torch.randint(7, (2, 9, 10), generator=torch.Generator().manual_seed(k))
+        draws = dp.draws(np.random.default_rng(k), 9, model)
+        draws["poisson"] = torch.nn.functional.pad(draws["poisson"], (0, 9 - draws["poisson"].shape[1]), value=-1)
+        clients.append(Client(x, y, nothing, nothing, draws, {}))
+    together = vmap(lambda x, y, draws: dp.fit(here, start, Client(x, y, nothing, nothing, draws, {})))(
+        torch.stack([c.x for c in clients]),
+        torch.stack([c.y for c in clients]),
+        {key: torch.stack([c.draws[key] for c in clients]) for key in clients[0].draws},
+    )
+    for k, own in enumerate(clients):
+        alone = flat(dp.fit(here, start, own), model)
+        assert near(flat({key: value[k] for key, value in together.items()}, model), alone, 1e-6)
+        assert not near(flat(start, model), alone, 0.01)
 
 
 # --- Draws -----------------------------------------------------------------------------------------------------------

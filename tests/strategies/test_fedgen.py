@@ -143,7 +143,7 @@ def test_one_step_of_a_client_by_hand():
     task, method = make_task(), FedGen(alpha=0.7, beta=0.4, decay=0.5, latents=5, noise=3, hidden=8)
     task = Task(task.model, task.models, K, task.public_x, 3, FedGen(optimizer="sgd", lr=1.0).descent(), learn.fit)
     client = make_client(task, [0, 1, 3, 3, 0, 1, 1])._replace(order=torch.arange(7)[None], personal={})
-    client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0))))
+    client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0), task, 0)))
     down = told(method, task)
     assert float(down.tensors["strength"]) == 0.25
     _, said = method.client_update(task, client, down)
@@ -167,7 +167,7 @@ def test_one_step_of_a_client_by_hand():
 def test_round_one_is_fedavgs_and_so_is_every_round_without_weights_on_the_generator():
     task, method = make_task(), FedGen(alpha=0.0, beta=0.0)
     client = make_client(task, [0, 1, 3, 3, 0])._replace(personal={})
-    client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0))))
+    client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0), task, 0)))
     first = FedGen().send(task, method.server_init(task, 0), 1, Peer(0, "mlp"))
     assert all(name.startswith("model/") for name in first.tensors)
     plain = learn.fit(task, method.judged(first, {}), client)
@@ -181,7 +181,7 @@ def test_one_class_padding_and_what_the_shapes_tell():
     shapes = set()
     for labels in ([2, 2, 2], [0, 1, 2, 3, 3]):
         client = make_client(task, labels)._replace(personal={})
-        client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0))))
+        client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0), task, 0)))
         _, said = method.client_update(task, client, told(method, task))
         _, wide = method.client_update(task, padded(client), told(method, task))
         torch.testing.assert_close(dict(wide.tensors), dict(said.tensors))
@@ -192,7 +192,7 @@ def test_one_class_padding_and_what_the_shapes_tell():
 
 
 def test_noise_differs_between_clients_and_rounds_and_is_uniform():
-    rows = [FedGen(latents=500).draws(np.random.default_rng(seed))["noise"] for seed in (0, 1)]
+    rows = [FedGen(latents=500).draws(np.random.default_rng(seed), make_task(), 0)["noise"] for seed in (0, 1)]
     assert not torch.equal(*rows)
     z = rows[0]
     assert z.shape == (500, 33) and float(z.min()) >= 0 and float(z.max()) < 1

@@ -55,6 +55,10 @@ def tiny(name: str, **sections) -> Config:
             raw["method"] |= {"student_epochs": 2, "student_batch": 16, "selection": "all", "mix_lambda": 1.0}
         case "rad" | "rad_clients":
             raw["method"] |= {"questions": 10, "student_epochs": 2, "error_rate": 0.1}
+        case "swing":
+            raw["method"] |= {"score": "rarity"}
+        case "swing_labels":
+            raw["method"] |= {"score": "none", "noise": "none"}
         case "dense":
             raw["method"] |= {"synthesis_epochs": 2, "synthesis_batch": 16, "generator_steps": 3}
     raw["data"] |= {"public" if method_class(name).needs_public else "reserve": PUBLIC}

@@ -1,0 +1,1 @@
+"""Evidence on Swing distillation: exposure of secrets in text against perplexity."""
