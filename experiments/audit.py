@@ -18,7 +18,7 @@ from experiments import files, secrets
 from experiments.secrets import AS_SAID, Ranked
 from fedkd import checkpoint, seeds
 from fedkd.config import load
-from fedkd.data.text_canaries import SPACE, TextCanaries
+from fedkd.data.text_canaries import TextCanaries
 from fedkd.errors import ConfigError
 from fedkd.homes import Homes
 from fedkd.knowledge import Knowledge, Params
@@ -182,8 +182,8 @@ class Auditor:
 def _member(one: Ranked, canaries: TextCanaries, seed: int) -> AuditResult:
     """A target's canaries told apart by their ranks, with the exposure that the ranks are."""
     found = audit_scores(one.target, one.leaves, np.log2(one.ranks), canaries.included, seed)
-    mean = float(exposure_exact(one.ranks[canaries.included], SPACE).mean())
-    return replace(found, exposure_mean=mean, exposure_chance=null_mean_exact(SPACE))
+    mean = float(exposure_exact(one.ranks[canaries.included], one.space).mean())
+    return replace(found, exposure_mean=mean, exposure_chance=null_mean_exact(one.space))
 
 
 def summarise(results: list[AuditResult], about: list[SecretResult] | None = None) -> dict[str, Any] | None:

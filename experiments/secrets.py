@@ -1,7 +1,8 @@
-"""Audit canaries in text: rank every secret among all 10,000 on everything that could give it away."""
+"""Audit canaries in text: rank every secret among all there could be, on everything that could give it away."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,18 +12,20 @@ import torch
 from torch import Tensor
 
 from fedkd import seeds
-from fedkd.data.text_canaries import DIGITS, SPACE, TextCanaries, candidates
+from fedkd.data.text_canaries import ENUMERABLE, TextCanaries, as_tokens, candidates
+from fedkd.errors import ConfigError
 from fedkd.knowledge import Params
 from fedkd.models import Model
 from fedkd.models.continuations import Trie, log_probs, node_logits
 from fedkd.task import Records
+from privacy.audits.exposure import exposure_extrapolated
 from privacy.audits.secrets import SecretResult, judge
 from strategies.swing import TAUGHT, Tempered
 
 if TYPE_CHECKING:
     from experiments.audit import Auditor
 
-AS_SAID, DIGITS_ONLY, RESCALED = "as said", "digits only", "rescaled"
+ATTACKS = AS_SAID, DIGITS_ONLY, RESCALED = "as said", "digits only", "rescaled"
 COOLER = 0.1
 """What logits are multiplied by in the rescaled attack on a model: a temperature of 10."""
 
@@ -53,25 +56,32 @@ class Ranked:
     """Ranks of all canaries under one attack on one target.
 
     Attributes:
-        ranks: (m,) each secret's rank under its own prefix, 1 to ``SPACE``.
+        space: Secrets that each is ranked among: all there are, or a random sample and itself.
+        ranks: (m,) each secret's rank under its own prefix, 1 to ``space``.
         swapped: (m,) its rank under the next canary's prefix.
+        extrapolated: (m,) bits among all secrets where only a sample was ranked, from a skew-normal fit; None where
+            all were, or where some prefix's scores are no such curve.
     """
 
     target: str
     attack: str
     leaves: bool
+    space: int
     ranks: np.ndarray
     swapped: np.ndarray
+    extrapolated: np.ndarray | None = None
 
     def judged(self, canaries: TextCanaries, seed: int) -> SecretResult:
         """What it says."""
         counts, coins = canaries.repetitions, canaries.included
-        return judge(self.target, self.attack, self.leaves, self.ranks, self.swapped, counts, coins, SPACE, seed)
+        return judge(self.target, self.attack, self.leaves, self.ranks, self.swapped, counts, coins, self.space, seed)
 
     def to_json(self) -> dict[str, Any]:
         """For secrets.json."""
+        told = {"target": self.target, "attack": self.attack, "leaves_client": self.leaves, "space": self.space}
         ranks = {"ranks": self.ranks.tolist(), "swapped": self.swapped.tolist()}
-        return {"target": self.target, "attack": self.attack, "leaves_client": self.leaves, **ranks}
+        bits = {} if self.extrapolated is None else {"extrapolated": self.extrapolated.round(3).tolist()}
+        return told | ranks | bits
 
 
 def ranked(auditor: Auditor) -> list[Ranked]:
@@ -80,26 +90,41 @@ def ranked(auditor: Auditor) -> list[Ranked]:
     canaries, text = federation.secrets, federation.dataset.text
     if canaries is None or text is None or not canaries.included.any():
         return []
-    trie = Trie.of(candidates(text.vocabulary))
+    references = candidates(canaries.digits, federation.config.seed)
+    numbers = np.concatenate([references, canaries.secret])
+    trie = Trie.of(as_tokens(text.vocabulary, numbers, canaries.digits))
     prefixes = [torch.from_numpy(text.vocabulary.encode(prefix)[0]).to(federation.device) for prefix in canaries.prefix]
-    digits = torch.tensor(text.vocabulary.digits(), device=federation.device)
+    digits = torch.from_numpy(text.vocabulary.digits()).to(federation.device)
     return [one for source in _sources(auditor, trie) for one in _ranked(source, canaries, prefixes, trie, digits)]
 
 
 def _ranked(
     source: Source, canaries: TextCanaries, prefixes: list[Tensor], trie: Trie, digits: Tensor
 ) -> Iterator[Ranked]:
-    m = len(canaries)
-    found: dict[str, np.ndarray] = {}
+    m, whole = len(canaries), canaries.digits <= ENUMERABLE
+    references = len(trie.candidates) - m
+    table = {attack: np.zeros((2, m), np.int64) for attack in ATTACKS}
+    fitted = {attack: np.full(m, np.nan) for attack in ATTACKS}
     for other in (0, 1):
         for i in range(m):
             levels = source.levels(int(canaries.owner[i]), prefixes[(i + other) % m])
             for attack, said in attacks(levels, digits, source.undone).items():
-                table = found.setdefault(attack, np.zeros((2, m), np.int64))
                 scores = log_probs(said, trie)
-                table[other, i] = int((scores >= scores[int(canaries.secret[i])]).sum())
-    for attack, (ranks, swapped) in found.items():
-        yield Ranked(source.target, attack, source.leaves, ranks, swapped)
+                own, others = scores[references + i], scores[:references]
+                table[attack][other, i] = int((others >= own).sum()) + (0 if whole else 1)
+                if not whole and not other:
+                    fitted[attack][i] = _extrapolated(own, others, 10**canaries.digits)
+    for attack, (ranks, swapped) in table.items():
+        bits = None if np.isnan(fitted[attack]).any() else fitted[attack]
+        yield Ranked(source.target, attack, source.leaves, references + (0 if whole else 1), ranks, swapped, bits)
+
+
+def _extrapolated(own: Tensor, others: Tensor, space: int) -> float:
+    """Bits, or NaN where the scores are no skew-normal curve."""
+    try:
+        return float(exposure_extrapolated([-float(own)], -others.double().cpu().numpy(), space).exposure[0])
+    except ConfigError:
+        return math.nan
 
 
 def attacks(levels: Levels, digits: Tensor, undone: float) -> dict[str, Levels]:
@@ -163,13 +188,13 @@ def _softened(auditor: Auditor, method: Tempered, client: int, levels: Levels, p
     The scores are those that the method would note about the line; noise is drawn once a node.
     """
     federation = auditor.site.federation
-    line = torch.cat([prefix, trie.candidates[0].to(prefix.device)])[None]
+    line, digits = torch.cat([prefix, trie.candidates[0].to(prefix.device)])[None], trie.candidates.shape[1]
     planted = torch.zeros_like(line[:, 1:], dtype=torch.bool)
-    planted[:, -DIGITS:] = True
+    planted[:, -digits:] = True
     records = Records(line[:, :-1], line[:, 1:], planted.float(), planted)
     rng = seeds.generator(federation.config.seed, "audit noise", client=client + 1)
     notes = method.notes(federation.client_task(client), records, rng)
-    scores = notes["scores"][0, -DIGITS:] if "scores" in notes else torch.zeros(DIGITS)
+    scores = notes["scores"][0, -digits:] if "scores" in notes else torch.zeros(digits)
     said = []
     for score, z in zip(scores, levels, strict=True):
         s = score.to(z.device).expand(len(z))
@@ -195,4 +220,4 @@ def record(canaries: TextCanaries, found: list[Ranked]) -> Mapping[str, Any]:
         }
         for i in range(len(canaries))
     ]
-    return {"space": SPACE, "canaries": about, "ranks": [one.to_json() for one in found]}
+    return {"digits": canaries.digits, "canaries": about, "ranks": [one.to_json() for one in found]}

@@ -153,6 +153,9 @@ class AuditConfig(Section):
         0, ge=0, description="mislabelled images, or secrets in text, each included with probability 1/2"
     )
     repetitions: list[int] | None = Field(None, description="copies of a secret in text, in turn; default [1, 10, 50]")
+    digits: int | None = Field(
+        None, ge=1, le=12, description="digits of a secret in text; default 4, up to 5 are exact"
+    )
     templates: list[str] | None = Field(
         None, description="lines of text that hold {name} and end with {secret}; default eight of ours"
     )
@@ -494,7 +497,11 @@ def _check_text(config: Config) -> None:
         for name, value in (("data.context", data.context), ("data.vocabulary", data.vocabulary)):
             if value is not None:
                 raise ConfigError(f"{name}={value}: is about text, and {data.name} is images; remove it")
-        for name, given in (("audit.repetitions", audit.repetitions), ("audit.templates", audit.templates)):
+        for name, given in (
+            ("audit.repetitions", audit.repetitions),
+            ("audit.digits", audit.digits),
+            ("audit.templates", audit.templates),
+        ):
             if given is not None:
                 raise ConfigError(f"{name}: is about canaries in text, and {data.name} is images; remove it")
         return

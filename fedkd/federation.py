@@ -19,7 +19,7 @@ from fedkd.config import AmbassadorPrivacy, Config
 from fedkd.data import datasets, planted, pools, text_canaries
 from fedkd.data.datasets import TEXTS, Dataset, TextSpec
 from fedkd.data.split import Split, SplitSpec, split
-from fedkd.data.text_canaries import REPETITIONS, TEMPLATES, TextCanaries
+from fedkd.data.text_canaries import DIGITS, REPETITIONS, TEMPLATES, TextCanaries
 from fedkd.errors import ConfigError, SchemaError
 from fedkd.knowledge import Knowledge, Params
 from fedkd.learn import fit
@@ -172,7 +172,7 @@ def build(config: Config) -> Federation:
     if is_text:
         repetitions, templates = config.audit.repetitions or REPETITIONS, config.audit.templates or TEMPLATES
         dataset, parts, secrets = text_canaries.plant(
-            dataset, parts, config.audit.canaries, repetitions, templates, config.seed
+            dataset, parts, config.audit.canaries, repetitions, templates, config.audit.digits or DIGITS, config.seed
         )
     shape = dataset.x.shape[1:]
     client_models = tuple(config.client_models())

@@ -15,10 +15,11 @@ from experiments.audit import open_run
 from experiments.bench import machine
 from experiments.conditions import read
 from experiments.secrets import AS_SAID
-from fedkd.data.text_canaries import SPACE
+from fedkd.data.text_canaries import DIGITS
 from fedkd.losses import cross_entropy
 from privacy.audits.exposure import exposure_exact
 
+SPACE = 10**DIGITS
 Results = dict[str, Any]
 
 

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from experiments.markdown import row
 from experiments.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, TINY, drawing, panel, png
 from experiments.report.values import DASH
-from fedkd.data.text_canaries import SPACE
+from fedkd.data.text_canaries import DIGITS
 from privacy.audits.exposure import null_mean_exact
 from privacy.audits.secrets import reduction
 
+SPACE = 10**DIGITS
 Condition = dict[str, Any]
 COPIES = ("1", "10", "50")
 STUDENT, MESSAGE, TARGETS, HOME = "student", "message", "soft targets", "home model"

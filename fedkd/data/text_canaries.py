@@ -1,10 +1,10 @@
 """Canaries in text: lines with a random secret, planted with a coin each, to measure what a federation remembers.
 
 Carlini, Liu, Erlingsson, Kos, Song, "The Secret Sharer", USENIX Security 2019, section 4. A canary is a prefix of its
-own, from a template and an invented name, and a secret of four digits, uniform over the 10,000. Each copy stands at
-the beginning of a record of its own, the rest of which repeats one of the owner's; the copies of a canary whose coin
-came up are spread over the owner's training records, and the others are planted nowhere. Owner, secret, number of
-copies and coin are independent. **The unit:** a canary with 50 copies is 50 records, so a guarantee for one record says
+own, from a template and an invented name, and a secret of some digits, uniform over all such numbers. Each copy stands
+at the beginning of a record of its own, the rest of which repeats one of the owner's; the copies of a canary whose coin
+came up are among the owner's training records, and the others are planted nowhere. Owner, secret, number of copies and
+coin are independent. **The unit:** a canary with 50 copies is 50 records, so a guarantee for one record says
 little about it.
 """
 
@@ -29,9 +29,10 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 DIGITS = 4
-"""Digits of a secret."""
-SPACE = 10**DIGITS
-"""Secrets there are."""
+"""Digits of a secret, by default."""
+ENUMERABLE = 5
+"""Digits up to which all secrets are candidates; of more there are ``SAMPLE`` random ones."""
+SAMPLE = 10_000
 
 REPETITIONS = (1, 10, 50)
 TEMPLATES = (
@@ -65,13 +66,15 @@ class TextCanaries:
 
     Attributes:
         prefix: (m) texts, all different.
-        secret: (m,) numbers below ``SPACE``, written with ``DIGITS`` digits.
+        digits: Digits of a secret, leading zeros included.
+        secret: (m,) numbers.
         owner: (m,) client that the canary belongs to.
         repetitions: (m,) copies in the owner's training set, if it is included.
         included: (m,) independent fair coins.
     """
 
     prefix: tuple[str, ...]
+    digits: int
     secret: IntArray
     owner: IntArray
     repetitions: IntArray
@@ -82,11 +85,17 @@ class TextCanaries:
 
     def line(self, canary: int) -> str:
         """What is planted."""
-        return f"{self.prefix[canary]}{int(self.secret[canary]):0{DIGITS}d}\n"
+        return f"{self.prefix[canary]}{int(self.secret[canary]):0{self.digits}d}\n"
 
 
 def plant(
-    dataset: Dataset, split: Split, count: int, repetitions: Sequence[int], templates: Sequence[str], seed: int
+    dataset: Dataset,
+    split: Split,
+    count: int,
+    repetitions: Sequence[int],
+    templates: Sequence[str],
+    digits: int,
+    seed: int,
 ) -> Planted:
     """Plant ``count`` canaries among the clients of a split.
 
@@ -97,7 +106,7 @@ def plant(
     text = dataset.text
     if text is None:
         raise ConfigError(f"canaries of text: expected a data set of text, got {dataset.name}")
-    canaries = draw(count, len(split.train), repetitions, templates, seed)
+    canaries = draw(count, len(split.train), repetitions, templates, digits, seed)
     _unheard(canaries, dataset, split)
     rows, owners, secret = _copies(canaries, dataset, text, split, seed)
     first, clients = len(dataset.x), range(len(split.train))
@@ -106,7 +115,9 @@ def plant(
     return Planted(grown, replace(split, train=train), canaries)
 
 
-def draw(count: int, clients: int, repetitions: Sequence[int], templates: Sequence[str], seed: int) -> TextCanaries:
+def draw(
+    count: int, clients: int, repetitions: Sequence[int], templates: Sequence[str], digits: int, seed: int
+) -> TextCanaries:
     """Draw canaries; as many as can be have each number of copies.
 
     Raises:
@@ -126,7 +137,8 @@ def draw(count: int, clients: int, repetitions: Sequence[int], templates: Sequen
     counts = np.resize(np.array(repetitions, np.int64), count)
     return TextCanaries(
         prefix=tuple(str(prefix) for prefix in chosen),
-        secret=generator(seed, "canary secret").integers(0, SPACE, count),
+        digits=digits,
+        secret=generator(seed, "canary secret").integers(0, 10**digits, count),
         owner=generator(seed, "canary owner").integers(0, clients, count),
         repetitions=generator(seed, "canary copies").permutation(counts),
         included=generator(seed, "canary coin").integers(0, 2, count).astype(np.bool_),
@@ -173,7 +185,7 @@ def _copies(
             row[: len(tail)] = tail[:length]
             rows.append(row)
             owners.append(owner)
-            secret.append(_span(length, len(line) - 1 - DIGITS, DIGITS))
+            secret.append(_span(length, len(line) - 1 - canaries.digits, canaries.digits))
     return (
         np.array(rows, np.int64).reshape(-1, length),
         np.array(owners),
@@ -187,9 +199,15 @@ def _span(length: int, start: int, size: int) -> BoolArray:
     return inside
 
 
-def candidates(vocabulary: Vocabulary) -> IntArray:
-    """All secrets as tokens (``SPACE``, ``DIGITS``), in the order of their numbers."""
-    digits = np.array(vocabulary.digits(), np.int64)
-    powers = 10 ** np.arange(DIGITS - 1, -1, -1)
-    tokens: IntArray = digits[(np.arange(SPACE)[:, None] // powers) % 10]
+def as_tokens(vocabulary: Vocabulary, numbers: IntArray, digits: int) -> IntArray:
+    """Numbers (r,) as tokens (r, ``digits``), leading zeros included."""
+    powers = 10 ** np.arange(digits - 1, -1, -1)
+    tokens: IntArray = vocabulary.digits()[(numbers[:, None] // powers) % 10]
     return tokens
+
+
+def candidates(digits: int, seed: int) -> IntArray:
+    """Secrets that a canary's is ranked among: all, in order, or where they are too many a random sample."""
+    if digits <= ENUMERABLE:
+        return np.arange(10**digits)
+    return generator(seed, "canary references").integers(0, 10**digits, SAMPLE)

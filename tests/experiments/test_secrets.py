@@ -12,8 +12,10 @@ from experiments import files
 from experiments.audit import open_run
 from experiments.run import Run
 from experiments.secrets import AS_SAID, DIGITS_ONLY, RESCALED, attacks, ranked
-from fedkd.data.text_canaries import DIGITS, SPACE, candidates
+from fedkd.data.text_canaries import DIGITS, as_tokens, candidates
 from fedkd.losses import cross_entropy
+
+SPACE = 10_000
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,9 @@ def test_a_rank_is_that_of_a_whole_forward_pass_over_every_secret(memorised):
     vocabulary = federation.dataset.text.vocabulary
     model, params = auditor.model(int(canaries.owner[3]))
     prefix = vocabulary.encode(canaries.prefix[3])[0]
-    lines = torch.from_numpy(np.concatenate([np.tile(prefix, (SPACE, 1)), candidates(vocabulary)], 1))
+    lines = torch.from_numpy(
+        np.concatenate([np.tile(prefix, (SPACE, 1)), as_tokens(vocabulary, candidates(DIGITS, 0), DIGITS)], 1)
+    )
     x, y = lines[:, :-1], lines[:, 1:]
     logits = torch.cat([model.apply(params, part)[:, -DIGITS:] for part in x.split(1000)]).detach()
     nats = cross_entropy(logits.flatten(0, 1), y[:, -DIGITS:].flatten()).view(SPACE, DIGITS).sum(1)
@@ -97,3 +101,17 @@ def test_a_release_is_audited_as_it_would_leave(path, tmp_path):
     assert said["student", AS_SAID]["included_mean"] < 5  # on public text nobody asks
     again = open_run(tmp_path / "labels").secrets()
     assert [r.to_json() for r in again] == summary["audit"]["secrets"]
+
+
+@pytest.mark.slow
+def test_a_space_too_big_to_enumerate_is_sampled_and_extrapolated(path, tmp_path):
+    method = {"score": "none", "sigma": 0.0, "epochs": 12}
+    audit = {"repetitions": [20], "digits": 6}  # longer lines
+    Run(plays.config(path, canaries=8, data={"context": 48}, method=method, audit=audit), tmp_path / "six").go()
+    auditor = open_run(tmp_path / "six")
+    home = next(r for r in auditor.ranked if (r.target, r.attack) == ("home model", AS_SAID))
+    included = auditor.site.federation.secrets.included
+    assert home.space == 10_001 and bool((home.ranks[included] <= 3).all())
+    if home.extrapolated is not None:  # refused where a prefix's scores are no skew-normal curve
+        assert float(home.extrapolated[included].mean()) > 12
+        assert home.extrapolated.max() <= math.log2(10**6)

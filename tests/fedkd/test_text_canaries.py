@@ -6,7 +6,7 @@ import pytest
 
 from fedkd.data import text_canaries
 from fedkd.data.datasets import load
-from fedkd.data.text_canaries import DIGITS, REPETITIONS, SPACE, TEMPLATES, candidates, draw
+from fedkd.data.text_canaries import DIGITS, REPETITIONS, SAMPLE, TEMPLATES, as_tokens, candidates, draw
 from fedkd.data.vocabulary import byte_pairs, characters
 from fedkd.errors import ConfigError
 from fedkd.federation import build
@@ -24,15 +24,15 @@ def decoded(federation, index) -> list[str]:
 
 
 def test_what_is_drawn_is_independent_fair_and_the_same_again():
-    drawn = [draw(200, 10, REPETITIONS, TEMPLATES, seed) for seed in range(20)]
-    one, again = drawn[0], draw(200, 10, REPETITIONS, TEMPLATES, 0)
+    drawn = [draw(200, 10, REPETITIONS, TEMPLATES, 4, seed) for seed in range(20)]
+    one, again = drawn[0], draw(200, 10, REPETITIONS, TEMPLATES, 4, 0)
     assert one.prefix == again.prefix and np.array_equal(one.secret, again.secret)
     assert len(set(one.prefix)) == 200
     assert sorted(np.unique(one.repetitions, return_counts=True)[1]) == [66, 67, 67]
     coins = np.concatenate([d.included for d in drawn])
     assert abs(coins.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(coins))
     secrets = np.concatenate([d.secret for d in drawn])
-    assert secrets.min() >= 0 and secrets.max() < SPACE and abs(secrets.mean() / SPACE - 0.5) < 0.02
+    assert secrets.min() >= 0 and secrets.max() < 10_000 and abs(secrets.mean() / 10_000 - 0.5) < 0.02
     counts = np.concatenate([d.repetitions for d in drawn])
     assert abs(np.corrcoef(coins, counts)[0, 1]) < 4 / np.sqrt(len(coins))
 
@@ -68,11 +68,18 @@ def test_without_secrets_everybody_has_the_same_text(path):
 
 def test_all_candidates_in_any_vocabulary():
     for vocabulary in (characters(), byte_pairs(["in 1999 and 2000 they paid 2000"] * 9, 280)):
-        tokens = candidates(vocabulary)
-        assert tokens.shape == (SPACE, DIGITS)
+        tokens = as_tokens(vocabulary, candidates(DIGITS, 0), DIGITS)
+        assert tokens.shape == (10_000, DIGITS)
         assert [vocabulary.decode(tokens[n]) for n in (0, 42, 9999)] == ["0000", "0042", "9999"]
         line, _ = vocabulary.encode("My cipher for Petra is 0042\n")
         assert line[-1 - DIGITS : -1].tolist() == tokens[42].tolist()
+
+
+def test_too_many_secrets_are_sampled():
+    numbers = candidates(9, 0)
+    assert numbers.shape == (SAMPLE,) and 10**8 < numbers.max() < 10**9
+    assert characters().decode(as_tokens(characters(), np.array([42]), 9)[0]) == "000000042"
+    assert draw(5, 2, [1], TEMPLATES, 9, 0).line(0)[-10:-1].isdigit()
 
 
 @pytest.mark.parametrize(
@@ -103,4 +110,4 @@ def test_a_canary_that_stands_in_public_text_is_refused(tmp_path):
 def test_images_have_no_text_canaries():
     dataset = load("digits")
     with pytest.raises(ConfigError, match="expected a data set of text, got digits"):
-        text_canaries.plant(dataset, None, 1, REPETITIONS, TEMPLATES, 0)
+        text_canaries.plant(dataset, None, 1, REPETITIONS, TEMPLATES, 4, 0)
