@@ -156,6 +156,9 @@ class AuditConfig(Section):
     digits: int | None = Field(
         None, ge=1, le=12, description="digits of a secret in text; default 4, up to 5 are exact"
     )
+    twin: bool | None = Field(
+        None, description="true: draw the secrets in text and plant none, to see what chance gives"
+    )
     templates: list[str] | None = Field(
         None, description="lines of text that hold {name} and end with {secret}; default eight of ours"
     )
@@ -500,6 +503,7 @@ def _check_text(config: Config) -> None:
         for name, given in (
             ("audit.repetitions", audit.repetitions),
             ("audit.digits", audit.digits),
+            ("audit.twin", audit.twin),
             ("audit.templates", audit.templates),
         ):
             if given is not None:

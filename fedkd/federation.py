@@ -106,8 +106,7 @@ class Federation:
         unknown = torch.full(shape, -1, dtype=torch.int64, device=x.device)
         if self.dataset.text is not None:
             unknown[:, :-1] = x[:, 1:]
-        nothing = torch.zeros(shape, device=x.device)
-        public = Records(x, unknown, nothing, nothing > 0)
+        public = Records(x, unknown, None, torch.zeros(shape, dtype=torch.bool, device=x.device))
         self._noted[PUBLIC] = self._note(self.server_task, public, PUBLIC)
 
     def _note(self, task: Task, records: Records, client: int) -> dict[str, Tensor]:
@@ -119,10 +118,11 @@ class Federation:
         text, canaries = self.dataset.text, self.split.canaries
         if text is None:
             planted = torch.from_numpy(np.isin(index, canaries.index[canaries.included]))
-            marks = torch.zeros(len(index))
+            marks = self.dataset.marks
         else:
-            planted, marks = torch.from_numpy(text.planted[index]), torch.from_numpy(text.marks[index])
-        return Records(x, y.to(self.device), marks.to(self.device), planted.to(self.device))
+            planted, marks = torch.from_numpy(text.planted[index]), text.marks
+        marked = None if marks is None else torch.from_numpy(marks[index]).to(self.device)
+        return Records(x, y.to(self.device), marked, planted.to(self.device))
 
     def train_set(self, client: int) -> tuple[Tensor, Tensor]:
         """Training inputs (n, *shape) and labels (n,) of one client, canaries included."""
@@ -171,9 +171,10 @@ def build(config: Config) -> Federation:
     parts, secrets = split(dataset, spec, config.seed), None
     if is_text:
         repetitions, templates = config.audit.repetitions or REPETITIONS, config.audit.templates or TEMPLATES
-        dataset, parts, secrets = text_canaries.plant(
-            dataset, parts, config.audit.canaries, repetitions, templates, config.audit.digits or DIGITS, config.seed
-        )
+        digits, clients = config.audit.digits or DIGITS, config.federation.clients
+        secrets = text_canaries.draw(config.audit.canaries, clients, repetitions, templates, digits, config.seed)
+        if not config.audit.twin:
+            dataset, parts = text_canaries.plant(dataset, parts, secrets, config.seed)
     shape = dataset.x.shape[1:]
     client_models = tuple(config.client_models())
     ambassador = config.privacy.model if isinstance(config.privacy, AmbassadorPrivacy) else None

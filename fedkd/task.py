@@ -53,13 +53,13 @@ class Records(NamedTuple):
         x: Inputs (n, *shape).
         y: Labels (n,), or of text the next tokens (n, L) with -1 where there is none; of public inputs of which nobody
             knows the labels, all -1.
-        marks: Shaped as y, float32 in [0, 1]: what the user marked as private.
+        marks: Shaped as y, float32 in [0, 1]: what the user marked as private; None where the data have no marks.
         planted: Shaped as y, bool: a canary's label or secret. For experiments that need an oracle.
     """
 
     x: Tensor
     y: Tensor
-    marks: Tensor
+    marks: Tensor | None
     planted: Tensor
 
 

@@ -82,6 +82,10 @@ class Tempered(Method):
         if self.score == "oracle":
             return records.planted.cpu().numpy().astype(np.float32)
         if self.score == "marks":
+            if records.marks is None:
+                raise ConfigError(
+                    "method.score=marks: the data mark nothing as private; give spans in a .jsonl, or 'private' in an .npz"
+                )
             return records.marks.cpu().numpy()
         if self.score == "rarity":
             return private.class_rarity(y, task.num_classes) if y.ndim == 1 else private.rarity(y, task.num_classes)

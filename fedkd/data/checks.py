@@ -62,6 +62,24 @@ def labels(y: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
     return y.astype(np.int64)
 
 
+def shares(values: NDArray[Any], count: int, where: str) -> NDArray[np.float32]:
+    """Return values in [0, 1], one an image, as (n,) float32; booleans become 0 and 1.
+
+    Args:
+        values: (n,) numbers or booleans.
+        count: How many images there are, n.
+        where: What the array is called in errors.
+
+    Raises:
+        ConfigError: Another shape, or a value outside [0, 1], NaN included.
+    """
+    if values.shape != (count,) or not (values.dtype == np.bool_ or np.issubdtype(values.dtype, np.number)):
+        raise ConfigError(f"{where}: expected {count} numbers, one an image, got {values.dtype} {values.shape}")
+    if not np.all((values >= 0) & (values <= 1)):
+        raise ConfigError(f"{where}: expected values in [0, 1], got {values.min():g} to {values.max():g}; rescale them")
+    return values.astype(np.float32)
+
+
 def every_class(y: NDArray[np.int64], where: str) -> int:
     """Return the number of classes of training labels, after checking that none is empty.
 

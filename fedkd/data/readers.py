@@ -34,6 +34,7 @@ class Arrays(NamedTuple):
     groups: NDArray[Any] | None = None
     test_x: NDArray[Any] | None = None
     test_y: NDArray[Any] | None = None
+    private: NDArray[Any] | None = None
 
 
 def read(path: Path) -> Arrays:
@@ -78,7 +79,8 @@ def npz(path: Path) -> Arrays:
 
     Args:
         path: A file with the keys ``x`` and ``y`` (or ``x_train``, ``y_train``), optionally ``x_test`` and
-            ``y_test``, optionally the natural clients as ``group``, ``groups``, ``client`` or ``writer``; or with
+            ``y_test``, optionally the natural clients as ``group``, ``groups``, ``client`` or ``writer``, optionally
+            ``private``, how private each image is, in [0, 1]; or with
             ``jpeg``, ``offset`` and ``label`` (JPEG images of one size, end to end).
 
     Raises:
@@ -108,7 +110,8 @@ def _npz_arrays(archive: Mapping[str, NDArray[Any]], keys: set[str], path: Path)
     if len(group) > 1:
         raise ConfigError(f"{path}: expected one key of natural clients, got {group}; keep one")
     test = (archive["x_test"], archive["y_test"]) if "x_test" in keys else (None, None)
-    return Arrays(archive[x], archive[y], archive[group[0]] if group else None, *test)
+    private = archive["private"] if "private" in keys else None
+    return Arrays(archive[x], archive[y], archive[group[0]] if group else None, *test, private=private)
 
 
 # IDX, the format of MNIST

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,14 +51,6 @@ NAMES = (
 )  # fmt: skip
 
 
-class Planted(NamedTuple):
-    """A data set and its split with the canaries in it, and who they are."""
-
-    dataset: Dataset
-    split: Split
-    canaries: TextCanaries
-
-
 @dataclass(frozen=True, eq=False)
 class TextCanaries:
     """The canaries of a federation; secret from everybody but their owners and the auditor.
@@ -86,33 +77,6 @@ class TextCanaries:
     def line(self, canary: int) -> str:
         """What is planted."""
         return f"{self.prefix[canary]}{int(self.secret[canary]):0{self.digits}d}\n"
-
-
-def plant(
-    dataset: Dataset,
-    split: Split,
-    count: int,
-    repetitions: Sequence[int],
-    templates: Sequence[str],
-    digits: int,
-    seed: int,
-) -> Planted:
-    """Plant ``count`` canaries among the clients of a split.
-
-    Raises:
-        ConfigError: A template without its two fields, more canaries than different prefixes, a line longer than a
-            record, or a prefix that stands in the text already.
-    """
-    text = dataset.text
-    if text is None:
-        raise ConfigError(f"canaries of text: expected a data set of text, got {dataset.name}")
-    canaries = draw(count, len(split.train), repetitions, templates, digits, seed)
-    _unheard(canaries, dataset, split)
-    rows, owners, secret = _copies(canaries, dataset, text, split, seed)
-    first, clients = len(dataset.x), range(len(split.train))
-    grown = extended(dataset, rows[:, :-1].clip(min=0), rows[:, 1:], secret[:, 1:])
-    train = Ragged(np.concatenate([split.train[k], first + np.flatnonzero(owners == k)]) for k in clients)
-    return Planted(grown, replace(split, train=train), canaries)
 
 
 def draw(
@@ -145,11 +109,25 @@ def draw(
     )
 
 
-def _unheard(canaries: TextCanaries, dataset: Dataset, split: Split) -> None:
-    """Refuse a prefix that anybody has in the text: its rank would say something about that text."""
+def plant(dataset: Dataset, split: Split, canaries: TextCanaries, seed: int) -> tuple[Dataset, Split]:
+    """The data set and its split with the included canaries among the clients' training records.
+
+    Raises:
+        ConfigError: The data are images, a line is longer than a record, or a prefix stands in the text already.
+    """
     text = dataset.text
     if text is None:
-        return
+        raise ConfigError(f"canaries of text: expected a data set of text, got {dataset.name}")
+    _unheard(canaries, dataset, text, split)
+    rows, owners, secret = _copies(canaries, dataset, text, split, seed)
+    first, clients = len(dataset.x), range(len(split.train))
+    grown = extended(dataset, rows[:, :-1].clip(min=0), rows[:, 1:], secret[:, 1:])
+    train = Ragged(np.concatenate([split.train[k], first + np.flatnonzero(owners == k)]) for k in clients)
+    return grown, replace(split, train=train)
+
+
+def _unheard(canaries: TextCanaries, dataset: Dataset, text: Text, split: Split) -> None:
+    """Refuse a prefix that anybody has in the text: its rank would say something about that text."""
     parts = {"public text": split.public, "test text": split.test, "clients' text": split.train.values}
     for where, index in parts.items():
         heard = "\n".join(text.vocabulary.decode(row) for row in _tokens(dataset, index))

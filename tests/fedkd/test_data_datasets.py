@@ -243,3 +243,14 @@ def test_to_tensor():
 def test_a_dataset_checks_itself(change, match):
     with pytest.raises(ConfigError, match=match):
         replace(tiny(), **change)
+
+
+def test_a_file_may_say_how_private_each_image_is(tmp_path):
+    x, y = np.zeros((4, 3, 3), np.uint8), np.array([0, 1, 0, 1])
+    path = tmp_path / "mine.npz"
+    np.savez(path, x=x, y=y, private=np.array([True, False, False, True]))
+    assert load("files", path).marks.tolist() == [1, 0, 0, 1]
+    for wrong in (np.array([0.0, 2.0, 0, 0]), np.array([0.0, np.nan, 0, 0]), np.zeros(3)):
+        np.savez(path, x=x, y=y, private=wrong)
+        with pytest.raises(ConfigError, match="private: expected"):
+            load("files", path)

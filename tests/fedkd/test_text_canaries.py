@@ -108,6 +108,14 @@ def test_a_canary_that_stands_in_public_text_is_refused(tmp_path):
 
 
 def test_images_have_no_text_canaries():
-    dataset = load("digits")
+    dataset, canaries = load("digits"), draw(1, 2, REPETITIONS, TEMPLATES, 4, 0)
     with pytest.raises(ConfigError, match="expected a data set of text, got digits"):
-        text_canaries.plant(dataset, None, 1, REPETITIONS, TEMPLATES, 4, 0)
+        text_canaries.plant(dataset, None, canaries, 0)
+
+
+def test_a_twin_has_the_same_secrets_and_plants_none(path):
+    real, twin = build(plays.config(path, canaries=16)), build(plays.config(path, canaries=16, audit={"twin": True}))
+    assert twin.secrets.prefix == real.secrets.prefix and np.array_equal(twin.secrets.included, real.secrets.included)
+    assert not twin.dataset.text.planted.any()
+    bare = build(plays.config(path, canaries=0))
+    assert np.array_equal(twin.dataset.x, bare.dataset.x) and np.array_equal(twin.split.train[0], bare.split.train[0])

@@ -185,6 +185,10 @@ def test_scores_of_images():
     assert swing(score="marks").notes(task, records, rng)["scores"].tolist() == [0, 0.5, 0, 0]
     np.testing.assert_allclose(swing(score="rarity").notes(task, records, rng)["scores"], [0, 0, 0, 2 / 3], atol=1e-6)
     assert swing(score="none").notes(task, records, rng) == {}
+    with pytest.raises(ConfigError, match="mark nothing as private"):
+        swing(score="marks").notes(task, records._replace(marks=None), rng)
+    with pytest.raises(ConfigError, match=r"expected values in \[0, 1\], got 2"):
+        swing(score="marks").notes(task, records._replace(marks=4 * records.marks), rng)
     lost = swing(score="oracle", recall=0.0).notes(task, records, rng)["scores"]
     assert float(lost.sum()) == 0
 
