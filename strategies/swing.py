@@ -84,7 +84,7 @@ class Tempered(Method):
         if self.score == "marks":
             if records.marks is None:
                 raise ConfigError(
-                    "method.score=marks: the data mark nothing as private; give spans in a .jsonl, or 'private' in an .npz"
+                    "method.score=marks: the data mark nothing as private; give spans in a .jsonl, 'private' in an .npz"
                 )
             return records.marks.cpu().numpy()
         if self.score == "rarity":

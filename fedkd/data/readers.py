@@ -109,9 +109,9 @@ def _npz_arrays(archive: Mapping[str, NDArray[Any]], keys: set[str], path: Path)
     group = [name for name in ("group", "groups", "client", "writer") if name in keys]
     if len(group) > 1:
         raise ConfigError(f"{path}: expected one key of natural clients, got {group}; keep one")
-    test = (archive["x_test"], archive["y_test"]) if "x_test" in keys else (None, None)
+    test_x, test_y = (archive["x_test"], archive["y_test"]) if "x_test" in keys else (None, None)
     private = archive["private"] if "private" in keys else None
-    return Arrays(archive[x], archive[y], archive[group[0]] if group else None, *test, private=private)
+    return Arrays(archive[x], archive[y], archive[group[0]] if group else None, test_x, test_y, private)
 
 
 # IDX, the format of MNIST
