@@ -18,7 +18,7 @@ from fedkd.task import Client, Task
 from privacy import mechanisms
 from privacy.gate import Gate, Released
 from privacy.ledger import Ledger
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import Mechanism
 
 PERSONAL = "personal"
 LEDGER = "ledger"
@@ -64,7 +64,7 @@ class Site:
         """Ask the gate, then lay out what the client's half needs."""
         task = self.federation.client_task(client)
         peer, schema = Peer(client, task.model.name), self.federation.config.method.reply_schema(task, down)
-        gate = Gate(self.mechanism, self.ledger(state), peer, schema)
+        gate = Gate(self.mechanism, self.ledger(state), peer, schema, down)
         gate.ask()
         return Turn(t, task, self.tensors(client, t, self.personal(client, state)), down, gate)
 

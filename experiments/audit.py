@@ -73,8 +73,9 @@ class Auditor:
             found[MESSAGE] = self._owners(
                 [a.knowledge.tensors["logits"][i] for a, i in zip(answers, own, strict=True)], own
             )
-            pool = Pool(answers, self.site.mechanism, seeds.generator(federation.config.seed, "audit noise"))
-            found[AGGREGATE] = pool.mean.tensors["logits"]
+            if federation.config.method.sends == "logits" or self.site.mechanism.trust == "client":
+                pool = Pool(answers, self.site.mechanism, seeds.generator(federation.config.seed, "audit noise"))
+                found[AGGREGATE] = pool.mean.tensors["logits"]  # else it is the server's model, the student below
         student = federation.config.method.student(federation.server_task, self.server)
         if student is not None:
             found[STUDENT] = federation.config.method.student_model(federation.server_task).logits(student, x)
@@ -162,7 +163,9 @@ class Auditor:
             return mechanism.speaker_task(task).model, mechanism.speaker(personal)
         tensors, down = self.site.tensors(client, self.t + 1, personal), self._down(client)
         _, raw = mechanism.update(federation.config.method, task, tensors, down)
-        return federation.config.method.whole(task, down, dict(raw.tensors))
+        rng = seeds.generator(federation.config.seed, "audit noise", client=client + 1)
+        said = mechanism.noise(mechanism.bound(raw, down), rng)
+        return federation.config.method.whole(task, down, dict(said.tensors))
 
     def _down(self, client: int) -> Knowledge:
         federation = self.site.federation

@@ -31,7 +31,7 @@ from fedkd.homes import Homes
 from fedkd.knowledge import fingerprint
 from fedkd.metrics import Accuracy
 from privacy.ledger import Ledger
-from privacy.mechanisms import EXCLUDED
+from privacy.mechanism import EXCLUDED
 from strategies.flower import KnowledgeStrategy, Round
 
 _PACKAGES = ("fedkd", "flwr", "torch", "opacus", "dp-accounting", "numpy")

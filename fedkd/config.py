@@ -116,12 +116,14 @@ class NoPrivacy(Section):
 
 
 class GaussianPrivacy(Section):
-    """Rows of logits are clipped and Gaussian noise is added: client-level."""
+    """Rows of logits, or an update of weights, are clipped and Gaussian noise is added: client-level."""
 
     mechanism: Literal["gaussian"] = "gaussian"
     epsilon: float = Field(10.0, gt=0, description="budget of the whole run")
     delta: float = Field(1e-5, gt=0, lt=1, description="delta of the whole run")
-    clip: float = Field(5.0, gt=0, description="L2 bound of one row of logits; of probabilities at most 1")
+    clip: float = Field(
+        5.0, gt=0, description="L2 bound of one row of logits (of probabilities at most 1), or of an update of weights"
+    )
     trust: Literal["client", "server"] = Field("client", description="who adds the noise, and is trusted until then")
 
 

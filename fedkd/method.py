@@ -81,6 +81,7 @@ class Method(BaseModel):
     reads_labelled: ClassVar[bool] = False
     reads_records: ClassVar[bool] = False
     clients_choose: ClassVar[bool] = False  # whether a message says which public inputs a client's model chose
+    answers_parameters: ClassVar[bool] = False  # whether an answer is the parameters that came down, trained
     text: ClassVar[bool] = False  # whether it works on text, where a model gives one answer for each position
     beyond_vmap: ClassVar[str | None] = None  # why clients cannot be stacked, where they cannot
     tolerance: ClassVar[float] = 1e-5  # of the vectorised engine's answer, relative, in float32 without chaotic steps

@@ -13,7 +13,7 @@ from fedkd.knowledge import Knowledge, Schema
 from fedkd.method import Peer
 from privacy.accounting import Event
 from privacy.ledger import Ledger
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import NOTHING, Mechanism
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,11 @@ class Released:
 class Gate:
     """One client's front door."""
 
-    def __init__(self, mechanism: Mechanism, ledger: Ledger, peer: Peer, schema: Schema) -> None:
+    def __init__(
+        self, mechanism: Mechanism, ledger: Ledger, peer: Peer, schema: Schema, down: Knowledge = NOTHING
+    ) -> None:
         self.mechanism = mechanism
+        self.down = down
         self.ledger = ledger
         self.peer = peer
         self.schema = schema
@@ -53,7 +56,7 @@ class Gate:
         self.ask()
         who = f"client {self.peer.client}, round {t}"
         raw.fits(self.schema, who)
-        bounded = self.mechanism.bound(raw)
+        bounded = self.mechanism.bound(raw, self.down)
         bounded.check(self.schema, who)
         knowledge = self.mechanism.noise(bounded, rng)
         event = self.mechanism.event()
@@ -81,7 +84,14 @@ def admit(released: Released, t: int, expected: Peer, schema: Schema, mechanism:
 class Pool:
     """What a server half may read of one round's answers: a `fedkd.method.Pool`."""
 
-    def __init__(self, released: Sequence[Released], mechanism: Mechanism, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        released: Sequence[Released],
+        mechanism: Mechanism,
+        rng: np.random.Generator,
+        down: Knowledge = NOTHING,
+    ) -> None:
+        self._down = down
         self._released = sorted(released, key=lambda r: r.peer.client)
         self._mechanism = mechanism
         self._rng = rng
@@ -93,7 +103,9 @@ class Pool:
         if self._mean is None:
             knowledge = [r.knowledge for r in self._released]
             server = self._mechanism.trust == "server"
-            self._mean = self._mechanism.noisy_mean(knowledge, self._rng) if server else learn.mean(knowledge)
+            self._mean = (
+                self._mechanism.noisy_mean(knowledge, self._rng, self._down) if server else learn.mean(knowledge)
+            )
         return self._mean
 
     @property

@@ -19,6 +19,7 @@ class FedAvg(Method):
 
     evidence: ClassVar[Evidence] = "paper"
     text: ClassVar[bool] = True
+    answers_parameters: ClassVar[bool] = True
     sends = "params"
     same_model: ClassVar[bool] = True
 

@@ -29,6 +29,7 @@ class FedDF(Method):
 
     evidence: ClassVar[Evidence] = "official-code"
     text: ClassVar[bool] = True
+    answers_parameters: ClassVar[bool] = True
     sends = "params"
     needs_public: ClassVar[bool] = True
     needs_each: ClassVar[bool] = True

@@ -27,6 +27,7 @@ class FedPer(Method):
 
     evidence: ClassVar[Evidence] = "paper"
     text: ClassVar[bool] = True
+    answers_parameters: ClassVar[bool] = True
     sends = "params"
     same_model: ClassVar[bool] = True
 

@@ -26,7 +26,7 @@ from fedkd.transcript import Line, Transcript
 from privacy.accounting import FINAL_INTERVAL, Event
 from privacy.gate import Pool, Released, admit
 from privacy.ledger import Ledger
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import Mechanism
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class KnowledgeStrategy(Strategy):
             )
         rng = seeds.generator(self.config.seed, "server", server_round)
         noise = seeds.generator(self.config.seed, "server noise", server_round)
-        pool = Pool(released, self.mechanism, noise)
+        pool = Pool(released, self.mechanism, noise, next(iter(self._asked.values()))[1])
         self.server = self.method.aggregate(self.task, self.server, pool, server_round, rng)
         self.round = server_round
         counts = MetricRecord({"answers": len(released), "refused": asked - len(released)})

@@ -32,6 +32,7 @@ class FML(Method):
 
     evidence: ClassVar[Evidence] = "official-code"
     text: ClassVar[bool] = True
+    answers_parameters: ClassVar[bool] = True
     sends = "params"
     reads_records: ClassVar[bool] = True
 

@@ -51,7 +51,7 @@ class Tempered(Method):
     noise: Literal["gaussian", "laplace", "none"] = Field("gaussian", description="noise on the soft targets")
     sigma: float = Field(0.1, ge=0, description="its standard deviation, on probabilities")
     noise_on: Literal["private", "all"] = Field("private", description="times the score, or everywhere alike")
-    score: Score = Field("regex", description="who says how private a token is; see docs/swing.md")
+    score: Score = Field("regex", description="who says how private a token is; see docs/text.md")
     patterns: list[str] = Field(list(PATTERNS), description="regular expressions of score 'regex'")
     recall: float = Field(1.0, ge=0, le=1, description="share of what the score found that it keeps; for experiments")
     missed: Literal["copies", "secrets"] = Field("copies", description="what is lost one by one, if recall is below 1")
@@ -129,6 +129,7 @@ class Swing(Tempered):
     """Clients' teachers stay at home; students taught at private temperatures leave and are averaged."""
 
     sends = "params"
+    answers_parameters: ClassVar[bool] = True
     reads_records: ClassVar[bool] = True
 
     distil_epochs: int = Field(1, ge=0, description="the student's epochs a round; 'epochs' are the teacher's")

@@ -27,7 +27,7 @@ from fedkd.metrics import accuracy
 from fedkd.optim import Adam
 from fedkd.query.rad import gain
 from privacy.gate import Pool, Released
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import Mechanism
 from strategies.rad import RAD, asked_about
 
 TEACHERS = ("natural", "random 0.05", "random 0.1", "random 0.3", "hardest 0.05", "hardest 0.1", "hardest 0.3")

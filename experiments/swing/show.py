@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.markdown import row
-from experiments.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, TINY, drawing, panel, png
+from experiments.report.read_strip import of
+from experiments.report.strip import strip as draw_strip
+from experiments.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, TINY, WIDE, drawing, panel, png
 from experiments.report.values import DASH
 from fedkd.data.text_canaries import DIGITS
 from privacy.audits.exposure import null_mean_exact
@@ -164,31 +166,57 @@ KINDS = {
 }  # fmt: skip
 
 
+BREAK = 2.75
+"""Bits where the frontier's axis is broken: most conditions are below."""
+
+
 def frontier(found: dict[str, Any]) -> Figure:
-    """Exposure of often-planted secrets against perplexity, a panel for text and one for public numbers."""
+    """Exposure of often-planted secrets against perplexity, on all text and on digits; the low part enlarged."""
+    conditions = [said for said in found["conditions"] if "twin" not in said["label"]]
     with drawing():
-        figure = Figure(figsize=(11, 5.4))
-        left, right = (panel(figure, at, 0.3, 4.7, 4.4, "both") for at in (0.6, 6.0))
-        _cloud(left, found, "all", "Perplexity on all test text")
-        _cloud(right, found, "digits", "Perplexity on public numbers")
-        left.set_ylabel("Exposure of secrets with 50 copies, bits")
+        figure = Figure(figsize=(12.5, 7.2))
+        for left, part, title in (
+            (0.55, "all", "Perplexity on all test text"),
+            (5.2, "digits", "Perplexity on digits"),
+        ):
+            high, low = panel(figure, left, 0.2, 4.3, 2.9, "both"), panel(figure, left, 3.3, 4.3, 3.3, "both")
+            for ax in (high, low):
+                _cloud(ax, conditions, part)
+                ax.set_xscale("log")
+                ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                ax.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value < 20 else "")
+            low.set_xlim(high.get_xlim())
+            high.set_ylim(BREAK, math.log2(SPACE) + 0.4)
+            low.set_ylim(0.7, BREAK)
+            high.tick_params(labelbottom=False, which="both")
+            low.axhline(null_mean_exact(SPACE), color=MUTED, lw=1, ls=":")
+            low.annotate("chance", (1, null_mean_exact(SPACE)), xycoords=("axes fraction", "data"), ha="right",
+                         va="bottom", fontsize=TINY, color=MUTED)  # fmt: skip
+            low.set_xlabel(title)
+            if part == "all":
+                high.set_ylabel("Exposure of secrets with 50 copies, bits")
+                low.set_ylabel("the same, enlarged")
+        for number, said in enumerate(conditions, 1):
+            colour, _ = _kind(said)
+            y = 1 - (0.3 + 0.225 * number) / 7.2
+            figure.text(9.95 / 12.5, y, f"{number}", color=colour, weight="bold", size=TINY + 1, ha="right")
+            figure.text(10.05 / 12.5, y, said["label"], size=TINY + 1)
     return figure
 
 
-def _cloud(ax: Axes, found: dict[str, Any], part: str, title: str) -> None:
-    ax.axhline(null_mean_exact(SPACE), color=MUTED, lw=1, ls=":")
-    ax.annotate("chance", (1, null_mean_exact(SPACE)), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                fontsize=TINY, color=MUTED)  # fmt: skip
-    for said in found["conditions"]:
-        kind = next(kind for kind in KINDS if said["label"].startswith(kind))
-        colour, marker = KINDS[kind]
+def _kind(said: Condition) -> tuple[str, str]:
+    return next(KINDS[kind] for kind in KINDS if said["label"].startswith(kind))
+
+
+def _cloud(ax: Axes, conditions: Sequence[Condition], part: str) -> None:
+    for number, said in enumerate(conditions, 1):
+        colour, marker = _kind(said)
         x = [run["perplexity"][part] for run in said["runs"].values()]
         y = [fmean(bits) for s in said["runs"] if (bits := student_of(said, s).get("50"))]
         at = fmean(x), fmean(y)
-        ax.errorbar(*at, xerr=_bar(x), yerr=_bar(y), color=colour, marker=marker, ms=6, lw=0.8, capsize=0)
-        ax.annotate(said["label"], at, xytext=(5, 3), textcoords="offset points", fontsize=TINY, color=colour)
-    ax.set_xlabel(title)
-    ax.set_xscale("log")
+        ax.errorbar(*at, xerr=_bar(x), yerr=_bar(y), color=colour, marker=marker, ms=5, lw=0.8, capsize=0, alpha=0.8)
+        ax.annotate(f"{number}", at, xytext=(4, 2), textcoords="offset points", fontsize=TINY, color=colour,
+                    weight="bold", annotation_clip=True)  # fmt: skip
 
 
 def _bar(values: Sequence[float]) -> float:
@@ -198,30 +226,10 @@ def _bar(values: Sequence[float]) -> float:
 def strip(place: Path) -> Figure:
     """Some of a client's training text, each character on the colour of its temperature."""
     from experiments.audit import open_run
-    from strategies.swing import Swing
 
-    federation = open_run(place).site.federation
-    method, text = federation.config.method, federation.dataset.text
-    if not isinstance(method, Swing) or text is None:
-        raise TypeError(f"{place}: expected a run of swing on text")
-    notes = federation.notes(0)["scores"]
-    hot = notes.amax(1).nonzero().flatten()
-    y = federation.train_set(0)[1]
-    rows = [int(i) for i in (*range(2), *hot[:4], *range(2, 4))]
+    shown = of(open_run(place).site.federation)
     with drawing():
-        figure = Figure(figsize=(11, 0.45 * len(rows) + 0.9), layout="constrained")
-        ax = figure.subplots()
-        ax.set_xlim(-0.5, y.shape[1])
-        ax.set_ylim(len(rows) - 0.4, -0.6)
-        temperatures = method.temperatures(notes[rows]).numpy()
-        shades = ax.pcolormesh(np.arange(y.shape[1] + 1) - 0.5, np.arange(len(rows) + 1) - 0.5, temperatures,
-                               cmap="YlOrRd", vmin=method.t_low, vmax=1.6 * method.t_high)  # fmt: skip
-        for line, i in enumerate(rows):
-            for place_, token in enumerate(y[i].tolist()):
-                piece = "·" if token < 0 else text.vocabulary.decode(np.array([token])).replace("\n", "⏎")
-                ax.text(place_, line, piece, ha="center", va="center", fontsize=8, family="monospace", color=INK)
-        ax.set_axis_off()
-        bar = figure.colorbar(shades, ax=ax, orientation="horizontal", fraction=0.08, pad=0.02, aspect=60)
-        bar.set_label("temperature of the teacher's answer", fontsize=TINY)
-        bar.ax.set_xlim(method.t_low, method.t_high)
+        figure = None if shown is None else draw_strip(shown, WIDE)
+    if figure is None:
+        raise TypeError(f"{place}: expected a run on text whose method scores its tokens")
     return figure

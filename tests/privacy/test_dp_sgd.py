@@ -23,8 +23,8 @@ from fedkd.models import IMAGE_MODELS, TEXT_MODELS, Model, build
 from fedkd.optim import Adam
 from fedkd.task import Client, Task
 from privacy.accounting import Event
+from privacy.ambassador import Ambassador
 from privacy.dp_sgd import ClippedSum, DpSgd, PerRecordSum
-from privacy.mechanisms import Ambassador
 from strategies.fedmd import FedMD
 
 SHAPE = (1, 8, 8)

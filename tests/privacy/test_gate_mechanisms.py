@@ -25,8 +25,10 @@ from fedkd.registry import method_class
 from fedkd.task import Client, Task
 from privacy.accounting import FINAL_INTERVAL, Event, epsilon
 from privacy.gate import Gate, Pool, Released, admit
+from privacy.gaussian import GaussianRows, GaussianUpdate
 from privacy.ledger import Ledger
-from privacy.mechanisms import ABOUT, Gaussian, Mechanism, build
+from privacy.mechanism import Mechanism
+from privacy.mechanisms import ABOUT, build
 from strategies.fedmd import FedMD
 from strategies.flower import KnowledgeStrategy, Round
 
@@ -34,10 +36,10 @@ M, K, CLIENTS = 20, 10, 3
 SCHEMA = {"logits": ((M, K), torch.float32)}
 
 
-def gaussian(trust: str = "client", **changes) -> Gaussian:
+def gaussian(trust: str = "client", **changes) -> GaussianRows:
     relation = "replace" if trust == "client" else "add_remove"
     values = {"clip": 2.0, "rows": M, "cohort": 4, "noise_multiplier": 1.7, "budget": 5.0}
-    return Gaussian(trust=trust, relation=relation, **{**values, **changes})
+    return GaussianRows(trust=trust, relation=relation, **{**values, **changes})
 
 
 def logits(seed: int = 0, rows: int = M, scale: float = 3.0) -> torch.Tensor:
@@ -156,6 +158,82 @@ def test_the_sensitivity_is_reached():
     far = Knowledge({"logits": torch.full((M, K), 1e3)})
     ends = [mechanism.bound(Knowledge({"logits": s * far.tensors["logits"]})).tensors["logits"] for s in (1, -1)]
     assert float((ends[0] - ends[1]).norm()) == pytest.approx(mechanism.sensitivity, rel=1e-6)
+
+
+# Updates of weights
+
+
+DOWN = Knowledge({"w": torch.linspace(-1, 1, 2000).view(40, 50), "b": torch.full((50,), 3.0)})
+
+
+def update(trust: str = "server", **changes) -> GaussianUpdate:
+    relation = "replace" if trust == "client" else "add_remove"
+    values = {"clip": 0.5, "cohort": 4, "noise_multiplier": 1.7, "budget": 5.0}
+    return GaussianUpdate(trust=trust, relation=relation, **{**values, **changes})
+
+
+def trained(seed: int, far: float = 1.0) -> Knowledge:
+    g = torch.Generator().manual_seed(seed)
+    return Knowledge(
+        {k: v + far * torch.randn(v.shape, generator=g) for k, v in DOWN.tensors.items()}, torch.tensor(9.0)
+    )
+
+
+def moved(said: Knowledge) -> torch.Tensor:
+    return torch.cat([(said.tensors[k] - v).double().flatten() for k, v in DOWN.tensors.items()])
+
+
+def test_an_update_is_clipped_as_a_whole_and_short_ones_stay():
+    for far, norm in ((1.0, 0.5), (1e6, 0.5), (1e-4, None)):
+        raw = trained(0, far)
+        bounded = update().bound(raw, DOWN)
+        assert bounded.weight == 1
+        if norm is None:
+            torch.testing.assert_close(moved(bounded), moved(raw), rtol=1e-3, atol=1e-6)
+        else:
+            assert float(moved(bounded).norm()) == pytest.approx(norm, rel=1e-3)
+            cosine = torch.nn.functional.cosine_similarity(moved(bounded), moved(raw), dim=0)
+            assert float(cosine) == pytest.approx(1, abs=1e-3)
+
+
+def test_an_update_with_nan_is_bounded_and_what_never_came_down_is_refused():
+    raw = trained(0)
+    raw.tensors["w"][0, 0] = math.nan
+    assert float(moved(update().bound(raw, DOWN)).norm()) <= 0.5 * (1 + 1e-5)
+    with pytest.raises(PrivacyError, match=r"the parameters that came down, got \['counts'\]"):
+        update().bound(Knowledge({**raw.tensors, "counts": torch.ones(3)}), DOWN)
+
+
+def test_sensitivities_of_updates():
+    assert update("server").sensitivity == 0.5 and update("client").sensitivity == 1.0
+    one, two = (update("client").bound(trained(seed, 1e3), DOWN) for seed in (1, 2))
+    assert float((moved(one) - moved(two)).norm()) <= update("client").sensitivity * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("answered", [4, 2])
+def test_the_noise_on_updates_is_as_strong_as_claimed(answered):
+    bounded = [update().bound(trained(seed), DOWN) for seed in range(answered)]
+    mean = update(noise_multiplier=40.0).noisy_mean(bounded, np.random.default_rng(0), DOWN)
+    z = (moved(mean) - sum(map(moved, bounded)) / 4) / (40.0 * 0.5 / 4)
+    assert is_normal(z) and not is_normal(1.15 * z)
+    alone = update("client", noise_multiplier=40.0)
+    z = (moved(alone.noise(bounded[0], np.random.default_rng(1))) - moved(bounded[0])) / (40.0 * 2 * 0.5)
+    assert is_normal(z) and not is_normal(1.15 * z)
+    silent = update(noise_multiplier=0.0).noisy_mean(bounded, np.random.default_rng(0), DOWN)
+    torch.testing.assert_close(moved(silent), sum(map(moved, bounded)) / 4, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("trust", ["client", "server"])
+def test_fedavg_with_bounded_updates_is_booked_and_moves_no_farther_than_its_bound(trust):
+    config = configured("fedavg", privacy={"trust": trust, "epsilon": 1e6, "clip": 0.1, "delta": 1e-5})
+    here = site(config.to_json())
+    rounds: list[Round] = []
+    strategy = KnowledgeStrategy(here.federation, here.mechanism, rounds.append)
+    before = dict(strategy.server)
+    strategy.start(LocalGrid(Loop(app), CLIENTS, {"config": config.to_json()}))
+    assert rounds[-1].epsilon <= 1e6 and not any(r.failures for r in rounds)
+    step = math.sqrt(sum(float((strategy.server[k] - v).square().sum()) for k, v in before.items()))
+    assert 0 < step <= 3 * 0.1 * 1.5  # three rounds, and a little noise
 
 
 def is_normal(z: torch.Tensor) -> bool:
@@ -278,15 +356,15 @@ class Diary(Ledger):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noted(Gaussian):
+class Noted(GaussianRows):
     """A Gaussian mechanism that writes into the same diary, and may break down."""
 
     diary: list
     broken: bool = False
 
-    def bound(self, raw):
+    def bound(self, raw, down):
         self.diary.append("bound")
-        return super().bound(raw)
+        return super().bound(raw, down)
 
     def noise(self, bounded, rng):
         self.diary.append("noise")
@@ -408,9 +486,9 @@ class Choosy(FedMD):
 @pytest.mark.parametrize(
     ("name", "mechanism", "privacy", "message"),
     [
-        ("fedavg", "gaussian", {}, r"bounds rows of logits, but fedavg sends params; use 'ambassador'"),
-        ("fedprox", "gaussian", {}, r"but fedprox sends params"),
-        ("feddf", "gaussian", {"trust": "server"}, r"but feddf sends params"),
+        ("fedgen", "gaussian", {}, r"parameters that came down, but fedgen sends other params; use 'ambassador'"),
+        ("feddistill", "gaussian", {}, r"but feddistill sends other prototypes"),
+        ("feddf", "gaussian", {"trust": "server"}, r"feddf reads each client's answer"),
         ("local", "gaussian", {}, r"privacy.mechanism=gaussian: local sends nothing to protect; use 'none'"),
         ("local", "ambassador", {}, r"privacy.mechanism=ambassador: local sends nothing to protect"),
         ("fedmd", "ambassador", {"delta": 0.05}, r"privacy.delta=0.05: should be below 1/\d+"),

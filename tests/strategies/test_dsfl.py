@@ -10,7 +10,7 @@ from fedkd.errors import ConfigError
 from fedkd.knowledge import Knowledge, fingerprint
 from fedkd.method import Peer
 from privacy.gate import Pool, Released
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import Mechanism
 from strategies.dsfl import DSFL, soft_cross_entropy
 
 M = 12

@@ -11,7 +11,7 @@ from fedkd.knowledge import Knowledge, fingerprint
 from fedkd.losses import cross_entropy
 from fedkd.method import Peer
 from privacy.gate import Pool, Released
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import Mechanism
 from strategies.feddistill import FedDistill
 
 

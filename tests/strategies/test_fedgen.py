@@ -17,7 +17,7 @@ from fedkd.models import Model
 from fedkd.optim import Adam
 from fedkd.task import Task
 from privacy.gate import Pool, Released
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import Mechanism
 from strategies.fedgen import FedGen, diversity, draw, generate
 
 

@@ -12,7 +12,7 @@ from fedkd.losses import cross_entropy
 from fedkd.method import Peer
 from fedkd.task import Client, Task
 from privacy.gate import Pool, Released
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import Mechanism
 from strategies.fedproto import FedProto, width
 
 

@@ -20,7 +20,7 @@ from fedkd.query import rad
 from fedkd.query.sampling import inclusion
 from privacy import mechanisms
 from privacy.gate import Pool, Released
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import Mechanism
 from strategies.kd3 import select, teacher_share
 from strategies.rad import RAD, asked_about
 

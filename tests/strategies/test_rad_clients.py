@@ -14,7 +14,7 @@ from fedkd.knowledge import Knowledge, fingerprint, nest
 from fedkd.method import Peer
 from privacy import mechanisms
 from privacy.gate import Pool, Released
-from privacy.mechanisms import Mechanism
+from privacy.mechanism import Mechanism
 
 POOL, LABELLED, B, K = 120, 30, 20, 10
 

@@ -217,7 +217,7 @@ def test_the_release_is_tempered_and_the_server_distils_it():
     torch.testing.assert_close(said.tensors["logits"], want)
 
     from privacy.gate import Pool, Released
-    from privacy.mechanisms import Mechanism
+    from privacy.mechanism import Mechanism
 
     pool = Pool([Released(Peer(0, "mlp"), 1, said, None)], Mechanism(), None)
     before = method.server_init(task, 0)

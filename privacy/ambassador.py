@@ -1,0 +1,101 @@
+"""The ambassador: a proxy trained by DP-SGD that answers in the client's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from fedkd.errors import PrivacyError
+from fedkd.knowledge import Knowledge, Params, nest, pick
+from fedkd.losses import Loss, cross_entropy
+from fedkd.method import Method
+from fedkd.task import Client, Penalty, Task
+from privacy.accounting import Event, Relation, Unit
+from privacy.dp_sgd import DpSgd
+from privacy.mechanism import NOTHING, Mechanism
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ambassador(Mechanism):
+    """A proxy answers in the client's place: record-level differential privacy.
+
+    The client runs the method twice. Its own model trains freely and stays home. A second model, the ambassador, runs
+    the very same client half, but learns from the records by DP-SGD, so that whatever it says is post-processing. The
+    method is handed a client without records: it cannot read what the guarantee does not cover.
+    """
+
+    dp: DpSgd
+    model: str | None = None
+    unit: Unit = "record"
+    relation: Relation = "add_remove"
+
+    def event(self) -> Event:
+        """This round's DP-SGD steps."""
+        return self.dp.event()
+
+    def personal_init(self, method: Method, task: Task, seed: int, client: int) -> Params:
+        """Two models."""
+        home = method.personal_init(task, seed, client)
+        speaker = method.personal_init(self.speaker_task(task), seed, client)
+        return {**nest("home", home), **nest("ambassador", speaker)}
+
+    def draws(self, rng: np.random.Generator, records: int, task: Task) -> dict[str, Tensor]:
+        """Poisson samples and noise of DP-SGD."""
+        return self.dp.draws(rng, records, self.speaker_task(task).model)
+
+    def update(self, method: Method, task: Task, client: Client, down: Knowledge) -> tuple[Params, Knowledge]:
+        """The method for the model at home, then once more for the ambassador."""
+        home, speaker = self.home(client.personal), self.speaker(client.personal)
+        if home:  # methods that keep nothing at home have nothing to train there
+            home, _ = method.client_update(task, client._replace(personal=home), down)
+
+        fitted: list[Params] = []
+
+        def private_fit(
+            task: Task, params: Params, sealed: Client, *, loss: Loss = cross_entropy, penalty: Penalty | None = None
+        ) -> Params:
+            if fitted:
+                raise PrivacyError("a method may fit an ambassador once a round: the ledger books one DP-SGD training")
+            fitted.append(self.dp.fit(task, params, client, loss=loss, penalty=penalty))
+            return fitted[0]
+
+        order = client.order.new_empty((0, 1))  # its width would tell the number of records
+        draws = nest("method", pick("method", client.draws))
+        sealed = client._replace(x=client.x[:0], y=client.y[:0], order=order, draws=draws, personal=speaker, notes={})
+        speaker, raw = method.client_update(replace(self.speaker_task(task), fit=private_fit), sealed, down)
+        return {**nest("home", home), **nest("ambassador", speaker)}, raw
+
+    def home(self, personal: Params) -> Params:
+        """The model that never leaves."""
+        return pick("home", personal)
+
+    def speaker(self, personal: Params) -> Params:
+        """The ambassador."""
+        return pick("ambassador", personal)
+
+    def speaker_task(self, task: Task) -> Task:
+        """The client's task, with the ambassador's architecture."""
+        return task if self.model is None else replace(task, model=task.models[self.model])
+
+    def bound(self, raw: Knowledge, down: Knowledge = NOTHING) -> Knowledge:
+        """Nothing to bound: the answer is post-processing. The weight, a count of records, becomes 1."""
+        return Knowledge(raw.tensors)
+
+    def view(self) -> str:
+        """Everyone: noise is inside the training."""
+        return "everyone, the server included, sees every message of the ambassadors"
+
+    def sampling(self) -> str:
+        """Poisson over records, inside the client."""
+        return f"each step takes each record with probability {self.dp.sampling_rate:g}, independently (Poisson)"
+
+    def assumptions(self) -> tuple[str, ...]:
+        """What the statement takes for granted."""
+        return (
+            "clients hold disjoint records, so the federation's epsilon is the largest of the clients'",
+            f"the number {self.dp.expected_batch:g}, the federation's average expected batch, is public",
+            "the public set does not depend on private data",
+            "the noise comes from a seeded generator, as simulations need; a deployment must draw it afresh",
+        )

@@ -1,0 +1,100 @@
+"""A mechanism: what stands between a client's raw answer and the world.
+
+It bounds what one unit (a record, a client) can change, on the client, and adds noise where trust ends. Sensitivities
+follow from the bound and the neighbouring relation; they are never typed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from fedkd.knowledge import Knowledge, Params
+from fedkd.method import Method
+from fedkd.task import Client, Task
+from privacy.accounting import Event, Relation, Unit
+from privacy.ledger import Ledger
+
+EXCLUDED = (
+    "evaluation metrics, which a simulation reads from every client",
+    "who took part, when, and how long it took",
+    "hyper-parameters, where they were chosen by looking at private data",
+)
+
+NOTHING = Knowledge({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism:
+    """No mechanism: answers leave as they are. The base class of the others.
+
+    Attributes:
+        delta: Delta of the whole run.
+        budget: Epsilon that may be spent; None when nothing is promised.
+    """
+
+    delta: float = 1e-5
+    budget: float | None = None
+
+    unit: Unit = "client"
+    relation: Relation = "replace"
+    trust: Literal["client", "server"] = "client"
+
+    def event(self) -> Event | None:
+        """Privacy loss of one round's release; None when nothing is promised."""
+        return None
+
+    def personal_init(self, method: Method, task: Task, seed: int, client: int) -> Params:
+        """What a client holds at home before its first round."""
+        return method.personal_init(task, seed, client)
+
+    def draws(self, rng: np.random.Generator, records: int, task: Task) -> dict[str, Tensor]:
+        """Randomness of one client and round that the mechanism needs inside training."""
+        return {}
+
+    def update(self, method: Method, task: Task, client: Client, down: Knowledge) -> tuple[Params, Knowledge]:
+        """Run the client's half of a round: (what stays at home, the raw answer)."""
+        return method.client_update(task, client, down)
+
+    def home(self, personal: Params) -> Params:
+        """The part of what stays at home that the client itself uses."""
+        return personal
+
+    def speaker(self, personal: Params) -> Params:
+        """The part of what stays at home that answers to the federation."""
+        return personal
+
+    def speaker_task(self, task: Task) -> Task:
+        """The task as the one who answers sees it."""
+        return task
+
+    def bound(self, raw: Knowledge, down: Knowledge = NOTHING) -> Knowledge:
+        """Limit what one unit can change, on the client, in the answer to ``down``."""
+        return raw
+
+    def noise(self, bounded: Knowledge, rng: np.random.Generator) -> Knowledge:
+        """Add noise to one client's bounded answer, where trust ends at the client."""
+        return bounded
+
+    def noisy_mean(self, bounded: list[Knowledge], rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:
+        """Mean over clients of their answers to ``down`` with noise, where trust ends at the server."""
+        raise NotImplementedError
+
+    def ledger(self) -> Ledger:
+        """An empty ledger in this mechanism's terms."""
+        return Ledger(delta=self.delta, relation=self.relation, unit=self.unit, view=self.view(), budget=self.budget)
+
+    def view(self) -> str:
+        """Who sees what, as a clause."""
+        return "everyone sees every message as the client made it"
+
+    def sampling(self) -> str:
+        """The sampling model behind the epsilon."""
+        return "none"
+
+    def assumptions(self) -> tuple[str, ...]:
+        """What the statement takes for granted."""
+        return ("messages leave the clients as they are",)
