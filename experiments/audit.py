@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,10 +27,17 @@ from fedkd.method import Peer
 from fedkd.models import Model
 from privacy.audits.exposure import exposure_exact, null_mean_exact
 from privacy.audits.membership import AuditResult, audit_scores
+from privacy.audits.one_run import one_run_bound
 from privacy.audits.secrets import SecretResult
+from privacy.audits.verdict import Verdict, judge
 from privacy.gate import Pool, Released
+from privacy.ledger import Ledger
+from privacy.mechanism import EXCLUDED
+from privacy.statement import Statement
 
 HOME, MESSAGE, AGGREGATE, STUDENT = "home model", "message", "aggregate", "student"
+FEWEST = 20
+"""Canaries below which no epsilon worth a line can be certified: a perfect attack on ten shows 1.05."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +49,14 @@ class Auditor:
         server: The server's final state.
         states: The clients' final states.
         t: The last round.
+        ledger: What was booked.
     """
 
     site: Site
     server: Params
     states: Mapping[int, RecordDict]
     t: int
+    ledger: Ledger
 
     def results(self) -> list[AuditResult]:
         """One result for each thing audited.
@@ -58,12 +67,53 @@ class Auditor:
         """
         federation = self.site.federation
         if federation.secrets is not None:
+            if federation.secrets.included.all():  # nothing to tell the planted apart from
+                return []
             said = [one for one in self.ranked if one.attack == AS_SAID]
             return [_member(one, federation.secrets, federation.config.seed) for one in said]
+        included, seed = federation.split.canaries.included, federation.config.seed
+        return [audit_scores(target, target != HOME, one, included, seed) for target, one in self._scores.items()]
+
+    @cached_property
+    def claim(self) -> Statement | None:
+        """What the run promises; None where no mechanism promises anything."""
+        mechanism, federation = self.site.mechanism, self.site.federation
+        if mechanism.event() is None:
+            return None
+        given = ("what the weights that clients start from were trained on",)
+        excluded = (*EXCLUDED, *(given if federation.given or federation.given_to else ()))
+        return self.ledger.statement(mechanism.sampling(), mechanism.assumptions(), excluded)
+
+    def verdicts(self) -> list[Verdict]:
+        """What is claimed of each target that leaves, beside what the canaries certify (Steinke et al., one run).
+
+        Canaries are records, one copy each; a claim about clients covers their records. The claim covers what the
+        rounds released. A *message* that is one more round of training is beyond it, and so is what a trusted server
+        sees. None for text, whose secrets have copies, and for fewer than twenty canaries.
+        """
+        federation, mechanism = self.site.federation, self.site.mechanism
+        included = federation.split.canaries.included
+        if len(included) < FEWEST:
+            return []
+        claim, covered = self.claim, {STUDENT}
+        if federation.config.method.sends == "logits":
+            covered |= {AGGREGATE} if mechanism.trust == "server" else {AGGREGATE, MESSAGE}
+        found = []
+        for target, scores in self._scores.items():
+            if target != HOME:
+                audit = one_run_bound(scores, included, mechanism.delta, fair_coins=True)
+                promised = claim.epsilon if claim is not None and claim.private and target in covered else None
+                found.append(judge(target, promised, audit))
+        return found
+
+    @cached_property
+    def _scores(self) -> dict[str, np.ndarray]:
+        """Cross-entropy of every canary's wrong label, by target; empty where coins do not tell canaries apart."""
+        federation = self.site.federation
         canaries = federation.split.canaries
         if not 0 < int(canaries.included.sum()) < len(canaries):
-            return []
-        x, _ = federation.canary_set()
+            return {}
+        x, wrong = federation.canary_set()
         own = [torch.from_numpy(canaries.owner == k).nonzero().flatten() for k in range(len(self._clients))]
         found: dict[str, Tensor] = {}
         if self.keeps_models():
@@ -79,7 +129,7 @@ class Auditor:
         student = federation.config.method.student(federation.server_task, self.server)
         if student is not None:
             found[STUDENT] = federation.config.method.student_model(federation.server_task).logits(student, x)
-        return [self._judge(target, logits) for target, logits in found.items()]
+        return {target: cross_entropy(logits, wrong).double().cpu().numpy() for target, logits in found.items()}
 
     @cached_property
     def ranked(self) -> list[Ranked]:
@@ -175,12 +225,6 @@ class Auditor:
     def _state(self, client: int) -> RecordDict:
         return self.states.get(client) or RecordDict()
 
-    def _judge(self, target: str, logits: Tensor) -> AuditResult:
-        federation = self.site.federation
-        _, wrong = federation.canary_set()
-        scores = cross_entropy(logits, wrong).double().cpu().numpy()
-        return audit_scores(target, target != HOME, scores, federation.split.canaries.included, federation.config.seed)
-
 
 def _member(one: Ranked, canaries: TextCanaries, seed: int) -> AuditResult:
     """A target's canaries told apart by their ranks, with the exposure that the ranks are."""
@@ -189,7 +233,9 @@ def _member(one: Ranked, canaries: TextCanaries, seed: int) -> AuditResult:
     return replace(found, exposure_mean=mean, exposure_chance=null_mean_exact(one.space))
 
 
-def summarise(results: list[AuditResult], about: list[SecretResult] | None = None) -> dict[str, Any] | None:
+def summarise(
+    results: list[AuditResult], about: Sequence[SecretResult] = (), verdicts: Sequence[Verdict] = ()
+) -> dict[str, Any] | None:
     """The audit's part of summary.json; its headline is the worst of what leaves (or of all, where nothing does)."""
     if not results:
         return None
@@ -201,7 +247,13 @@ def summarise(results: list[AuditResult], about: list[SecretResult] | None = Non
         "chance": {"auroc": 0.5, "exposure": worst.exposure_chance},
         "targets": [r.to_json() for r in results],
         **({"secrets": [r.to_json() for r in about]} if about else {}),
+        **({"verdicts": [v.to_json() for v in verdicts], "contradicted": contradicted(verdicts)} if verdicts else {}),
     }
+
+
+def contradicted(verdicts: Sequence[Verdict]) -> bool:
+    """Whether any claim is."""
+    return any(verdict.outcome == "contradicted" for verdict in verdicts)
 
 
 def open_run(directory: Path) -> Auditor:
@@ -215,4 +267,5 @@ def open_run(directory: Path) -> Auditor:
         raise ConfigError(f"{directory}: no {files.CONFIG} here; expected the directory of a run")
     config, _ = load(path)
     saved = checkpoint.load(directory / files.CHECKPOINT)
-    return Auditor(site(config.to_json()), saved.server, Homes.open(directory / files.HOMES, saved.round), saved.round)
+    homes, ledger = Homes.open(directory / files.HOMES, saved.round), Ledger.from_json(saved.extra["ledger"])
+    return Auditor(site(config.to_json()), saved.server, homes, saved.round, ledger)

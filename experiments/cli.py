@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from experiments import privacy_cli
+from experiments.exits import CONTRADICTED, FAILED, INTERRUPTED
+from experiments.exits import errors as _errors
 
 app = typer.Typer(
     name="fedkd",
@@ -21,7 +23,7 @@ app = typer.Typer(
     help="Federated and privacy-aware knowledge distillation: run a federation, audit what it leaked, read the report.",
 )
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+app.add_typer(privacy_cli.app)
 
 
 @app.command()
@@ -132,12 +134,14 @@ def show(
 def audit(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's directory.")],
 ) -> None:
-    """Audit a run again from its checkpoint: exposure and membership AUROC of all that could give a canary away."""
+    """Audit a run again from its checkpoint: exposure and membership AUROC of all that could give a canary away, and
+    the epsilon that these certify. Exit code 3 if it is more than the run claims.
+    """
     with _errors():
         from rich.console import Console
         from rich.table import Table
 
-        from experiments.audit import open_run
+        from experiments.audit import contradicted, open_run
 
         auditor = open_run(directory)
         results = auditor.results()
@@ -164,6 +168,11 @@ def audit(
             from experiments.show import secrets_table
 
             Console().print(secrets_table(secrets))
+        verdicts = auditor.verdicts()
+        for verdict in verdicts:
+            typer.echo(str(verdict))
+        if contradicted(verdicts):
+            raise typer.Exit(CONTRADICTED)
 
 
 @app.command()
@@ -371,18 +380,6 @@ def list_(
 def _compared(place: Path) -> dict[str, Any]:
     found = sorted(place.glob("compare/*/summary.json"))
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn the errors fedkd raises on purpose into one line and an exit code."""
-    from fedkd.errors import ConfigError, FedkdError
-
-    try:
-        yield
-    except FedkdError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(BAD_INPUT if isinstance(error, ConfigError) else FAILED) from None
 
 
 def main() -> None:

@@ -31,7 +31,6 @@ from fedkd.homes import Homes
 from fedkd.knowledge import fingerprint
 from fedkd.metrics import Accuracy
 from privacy.ledger import Ledger
-from privacy.mechanism import EXCLUDED
 from strategies.flower import KnowledgeStrategy, Round
 
 _PACKAGES = ("fedkd", "flwr", "torch", "opacus", "dp-accounting", "numpy")
@@ -117,12 +116,11 @@ class Run:
     def _finish(self, here: Site, strategy: KnowledgeStrategy, homes: Homes) -> dict[str, Any]:
         """Audit, then write clients.json and summary.json."""
         began = time.monotonic()
-        auditor = Auditor(here, strategy.server, homes, strategy.round)
-        audit = summarise(auditor.results(), auditor.secrets())
+        auditor = Auditor(here, strategy.server, homes, strategy.round, strategy.ledger)
+        audit = summarise(auditor.results(), auditor.secrets(), auditor.verdicts())
         if auditor.ranked and here.federation.secrets is not None:
             files.write_json(self.out / files.SECRETS, secrets.record(here.federation.secrets, auditor.ranked))
         lines = files.read_lines(self.out / files.METRICS)
-        statement = _statement(here, strategy)
         accuracy = next(line["accuracy"] for line in reversed(lines) if line["accuracy"] is not None)
         summary = {
             "method": self.config.method_name,
@@ -133,7 +131,7 @@ class Run:
             "rounds": self.config.federation.rounds,
             "accuracy": accuracy,
             "bytes": {way: sum(line["bytes"][way] for line in lines) for way in ("up", "down")},
-            "privacy": statement,
+            "privacy": _promise(auditor),
             "audit": audit,
             "failures": sum(len(line["failures"]) for line in lines),
             "seconds": round(self.spent + time.monotonic() - began, 2),
@@ -192,15 +190,12 @@ def _finite(epsilon: float | None) -> float | str | None:
     return "inf" if epsilon is not None and math.isinf(epsilon) else epsilon
 
 
-def _statement(here: Site, strategy: KnowledgeStrategy) -> dict[str, Any] | None:
-    mechanism = here.mechanism
-    if mechanism.event() is None:
+def _promise(auditor: Auditor) -> dict[str, Any] | None:
+    claim = auditor.claim
+    if claim is None:
         return None
-    given = here.federation.given or here.federation.given_to
-    excluded = (*EXCLUDED, "what the weights that clients start from were trained on") if given else EXCLUDED
-    said = strategy.ledger.statement(mechanism.sampling(), mechanism.assumptions(), excluded)
-    statement = {**said.to_json(), "text": str(said)}
-    return {"epsilon": _finite(said.epsilon), "delta": said.delta, "trust": mechanism.trust, "statement": statement}
+    statement, trust = {**claim.to_json(), "text": str(claim)}, auditor.site.mechanism.trust
+    return {"epsilon": _finite(claim.epsilon), "delta": claim.delta, "trust": trust, "statement": statement}
 
 
 def _clients(here: Site, strategy: KnowledgeStrategy) -> list[dict[str, Any]]:

@@ -104,9 +104,9 @@ def human(count: float) -> str:
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """One line for each summary, by label."""
-    grid = Table(box=None, header_style="bold", pad_edge=False)
-    grid.add_column("run")
     text = any("personal_perplexity" in summary["accuracy"] for summary in rows.values())
+    grid = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=text)  # a column more in 80 characters
+    grid.add_column("run")
     for name in ("balanced", "personal", "worst", "ECE", "server", *(["ppl"] if text else []), "up", "ε", "AUROC", "s"):
         grid.add_column(name, justify="right", no_wrap=True)
     for label, summary in rows.items():
@@ -140,16 +140,25 @@ def bits(value: float | None) -> str:
 
 
 def secrets_table(results: Sequence[SecretResult]) -> Table:
-    """Exposure in bits by target, attack and number of copies."""
-    grid = Table(box=None, header_style="bold", pad_edge=False, title="exposure of secrets in text, bits")
-    counts = [row["repetitions"] for row in results[0].to_json()["by_repetition"]]
-    for name in ("audited", "attack", *(f"{count}x" for count in counts), "not planted", "swapped", "chance", "p"):
+    """Mean exposure in bits by target, attack and number of copies, beside what it is held against."""
+    copies = sorted({row.repetitions for result in results for row in result.by_repetition})
+    chances = sorted({f"{result.chance:.2f}" for result in results})
+    title = f"exposure of secrets in text, bits; chance {' or '.join(chances)}"
+    grid = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    for name in ("audited", "attack"):
         grid.add_column(name)
-    for result in results:
-        said = result.to_json()
-        means = [f"{row['mean']:.2f}" for row in said["by_repetition"]]
-        others = (bits(said[name]) for name in ("excluded_mean", "swap_mean", "chance"))
-        grid.add_row(result.target, result.attack, *means, *others, f"{said['p_value']:.2g}")
+    for name in (*(f"{count}x" for count in copies), "not planted", "swapped", "p"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for before, result in zip((None, *results), results, strict=False):
+        means = {row.repetitions: row.mean for row in result.by_repetition}
+        grid.add_row(
+            "" if before is not None and before.target == result.target else result.target,
+            result.attack,
+            *(bits(means.get(count)) for count in copies),
+            bits(result.excluded_mean),
+            bits(result.swap_mean),
+            f"{result.p_value:.2g}",
+        )
     return grid
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -18,14 +19,17 @@ from fedkd.errors import BudgetExhausted, ConfigError, PrivacyError
 from privacy.accounting import (
     FINAL_INTERVAL,
     LIVE_INTERVAL,
-    Event,
+    Opinions,
     Relation,
-    Statement,
     Unit,
     accountant,
     epsilon,
     merge,
+    opinions,
 )
+from privacy.events import DpEvent, check_priceable, read_event
+from privacy.prices import has_distribution
+from privacy.statement import Statement
 
 _FORMAT = 1
 
@@ -34,7 +38,7 @@ class Ledger:
     """The releases of every client, towards one view and for one unit.
 
     An entry's full key is (client, unit, view); unit and view are those of the ledger, so a run with two adversaries
-    keeps two ledgers.
+    keeps two ledgers: ``privacy.books`` holds them side by side.
 
     **Formal guarantee.** A client's releases compose; clients do not. Each release of client k is a function of k's
     data alone (and of what was released before), and clients are disjoint: adding, removing or replacing one record,
@@ -48,7 +52,7 @@ class Ledger:
     Args:
         delta: Probability with which the loss may exceed epsilon, in (0, 1).
         relation: ``"add_remove"`` or ``"replace"`` one unit.
-        unit: ``"record"`` or ``"client"``.
+        unit: ``"record"``, ``"client"`` or ``"label"``; a label is replaced, never absent.
         view: Who sees what, in words; it becomes part of the statement.
         budget: Largest epsilon that a client may spend; None only books.
 
@@ -56,6 +60,7 @@ class Ledger:
         ConfigError: An argument is outside its range.
 
     Example:
+        >>> from privacy.events import Event
         >>> ledger = Ledger(1e-3, "add_remove", "client", "the server sees released logits", budget=2.0)
         >>> event = Event(3.0)
         >>> ledger.ask(7, event)
@@ -68,6 +73,8 @@ class Ledger:
         epsilon((), delta, relation)  # refuses a bad delta or relation
         if unit not in get_args(Unit):
             raise ConfigError(f"unit should be one of {get_args(Unit)}, got {unit!r}")
+        if unit == "label" and relation != "replace":
+            raise ConfigError(f"relation should be 'replace' for labels, which are never absent, got {relation!r}")
         if budget is not None and not budget > 0:
             raise ConfigError(f"budget should be positive, or None to book without a limit, got {budget!r}")
         self.delta = float(delta)
@@ -75,22 +82,26 @@ class Ledger:
         self.unit: Unit = unit
         self.view = view
         self.budget = budget
-        self._releases: dict[int, list[tuple[int, Event]]] = {}
-        self._composed: dict[int, tuple[Event, ...]] = {}
+        self._releases: dict[int, list[tuple[int, DpEvent]]] = {}
+        self._counts: dict[int, Counter[DpEvent]] = {}
 
-    def record(self, client: int, round: int, event: Event) -> None:
+    def record(self, client: int, round: int, event: DpEvent) -> None:
         """Book one release; call it before the release leaves the client.
 
         Args:
             client: Client id.
             round: Round of the release, from 1; 0 outside rounds.
             event: What is about to leave.
+
+        Raises:
+            ConfigError: The event has no price under the ledger's relation; nothing is booked.
         """
         client, round = operator.index(client), operator.index(round)  # plain integers, for JSON
+        check_priceable(event, self.relation)
         self._releases.setdefault(client, []).append((round, event))
-        self._composed[client] = _extended(self._composed.get(client, ()), event)
+        self._counts.setdefault(client, Counter())[_once(event)] += event.steps
 
-    def releases(self, client: int) -> tuple[tuple[int, Event], ...]:
+    def releases(self, client: int) -> tuple[tuple[int, DpEvent], ...]:
         """Return the (round, event) pairs of a client, in the order in which they were booked."""
         return tuple(self._releases.get(client, ()))
 
@@ -102,17 +113,17 @@ class Ledger:
             interval: As in ``accounting.epsilon``: the live interval during a run, the final one for publication.
         """
         if client is not None:
-            return self._cost(self._composed.get(client, ()), interval)
-        return max((self._cost(history, interval) for history in _longest(set(self._composed.values()))), default=0.0)
+            return self._cost(self._history(client), interval)
+        return self._cost(self._dearest(interval), interval)
 
-    def would_exceed(self, client: int, event: Event, budget_epsilon: float) -> bool:
+    def would_exceed(self, client: int, event: DpEvent, budget_epsilon: float) -> bool:
         """Return whether one more release would bring the client's epsilon above ``budget_epsilon``."""
-        after = _extended(self._composed.get(client, ()), event)
+        after = self._history(client, event)
         # Both intervals give upper bounds, so the coarse one may acquit; only the fine one, for which noise is
         # calibrated, may convict.
         return self._cost(after, LIVE_INTERVAL) > budget_epsilon and self._cost(after, FINAL_INTERVAL) > budget_epsilon
 
-    def ask(self, client: int, event: Event) -> None:
+    def ask(self, client: int, event: DpEvent) -> None:
         """Return if the client may make this release; nothing is booked yet.
 
         Raises:
@@ -120,14 +131,14 @@ class Ledger:
         """
         if self.budget is None or not self.would_exceed(client, event, self.budget):
             return
-        after = self._cost(_extended(self._composed.get(client, ()), event), FINAL_INTERVAL)
+        after = self._cost(self._history(client, event), FINAL_INTERVAL)
         raise BudgetExhausted(
             f"client {client}: epsilon is {self.spent(client, FINAL_INTERVAL):.4g}, the next release would make it "
             f"{after:.4g}, above the budget of {self.budget:.4g} (delta {self.delta:g}); it was not made"
         )
 
     def statement(self, sampling: str, assumptions: Iterable[str] = (), exclusions: Iterable[str] = ()) -> Statement:
-        """Return what the ledger proves so far, at the final interval.
+        """Return what the ledger proves so far, at the final interval, with a second opinion by RDP.
 
         An empty ledger proves nothing (infinite epsilon): it cannot tell silence from releases that nobody booked.
 
@@ -135,15 +146,21 @@ class Ledger:
             sampling: How units entered the releases, in words.
             assumptions: What must hold for the statement to hold.
             exclusions: What also left the clients but was not booked.
+
+        Raises:
+            PrivacyError: The two accountants contradict each other; see ``accounting.opinions``.
         """
+        dearest = self._dearest(FINAL_INTERVAL)
+        both = opinions(dearest, self.delta, self.relation) if self._releases else Opinions(math.inf, None)
         return Statement(
-            epsilon=self.spent(interval=FINAL_INTERVAL) if self._releases else math.inf,
+            epsilon=both.epsilon,
+            rdp=both.rdp if all(map(has_distribution, dearest)) else None,  # else it is the first opinion
             delta=self.delta,
             unit=self.unit,
             relation=self.relation,
             view=self.view,
             sampling=sampling,
-            accountant=accountant(),
+            accountant=accountant(dearest),
             upper_bound=True,
             assumptions=tuple(assumptions),
             exclusions=tuple(exclusions),
@@ -155,12 +172,12 @@ class Ledger:
         The result does not depend on the order in which clients were served. ``events`` lists the distinct events,
         ``releases`` holds [round, index into events] pairs, and ``composed`` the merged counts that are priced.
         """
-        index: dict[Event, int] = {}
+        index: dict[DpEvent, int] = {}
         clients = [
             {
                 "client": client,
                 "releases": [[round, index.setdefault(event, len(index))] for round, event in self._releases[client]],
-                "composed": [event.to_json() for event in self._composed[client]],
+                "composed": [event.to_json() for event in self._history(client)],
             }
             for client in sorted(self._releases)
         ]
@@ -193,7 +210,7 @@ class Ledger:
     @classmethod
     def _read(cls, value: Mapping[str, Any]) -> Ledger:
         ledger = cls(value["delta"], value["relation"], value["unit"], value["view"], value["budget"])
-        events = [Event.from_json(event) for event in value["events"]]
+        events = [read_event(event) for event in value["events"]]
         for entry in value["clients"]:
             for round, index in entry["releases"]:
                 ledger.record(entry["client"], round, events[index])
@@ -201,26 +218,36 @@ class Ledger:
         return ledger
 
     def _check(self, client: int, composed: list[dict[str, Any]]) -> None:
-        if [event.to_json() for event in self._composed.get(client, ())] != composed:
+        if [event.to_json() for event in self._history(client)] != composed:
             raise PrivacyError(f"client {client}: the ledger's releases do not add up to its counts; was it edited?")
 
-    def _cost(self, history: tuple[Event, ...], interval: float) -> float:
+    def _history(self, client: int, more: DpEvent | None = None) -> tuple[DpEvent, ...]:
+        """A client's releases, merged; with one more if asked."""
+        counts = self._counts.get(client, Counter())
+        booked = (replace(event, steps=steps) for event, steps in counts.items())
+        return merge(booked if more is None else (*booked, more))
+
+    def _dearest(self, interval: float) -> tuple[DpEvent, ...]:
+        """The history of the client who spent most; clients with equal histories are priced once."""
+        histories = _longest({self._history(client) for client in self._counts})
+        return max(histories, key=lambda history: self._cost(history, interval), default=())
+
+    def _cost(self, history: tuple[DpEvent, ...], interval: float) -> float:
         return _priced(history, self.delta, self.relation, interval)
 
 
-@lru_cache(maxsize=16384)
-def _extended(history: tuple[Event, ...], event: Event) -> tuple[Event, ...]:
-    return merge((*history, event))
+def _once(event: DpEvent) -> DpEvent:
+    return event if event.steps == 1 else replace(event, steps=1)
 
 
-def _longest(histories: set[tuple[Event, ...]]) -> list[tuple[Event, ...]]:
+def _longest(histories: set[tuple[DpEvent, ...]]) -> list[tuple[DpEvent, ...]]:
     """Leave out histories that another one contains: composing more never costs less, so they need no price."""
-    counts = {history: {replace(event, steps=1): event.steps for event in history} for history in histories}
+    counts = {history: {_once(event): event.steps for event in history} for history in histories}
 
-    def within(small: tuple[Event, ...], large: tuple[Event, ...]) -> bool:
+    def within(small: tuple[DpEvent, ...], large: tuple[DpEvent, ...]) -> bool:
         return all(steps <= counts[large].get(event, 0) for event, steps in counts[small].items())
 
-    kept: list[tuple[Event, ...]] = []
+    kept: list[tuple[DpEvent, ...]] = []
     for history in sorted(histories, key=lambda one: sum(counts[one].values()), reverse=True):
         if not any(within(history, other) for other in kept):
             kept.append(history)
@@ -228,6 +255,6 @@ def _longest(histories: set[tuple[Event, ...]]) -> list[tuple[Event, ...]]:
 
 
 @lru_cache(maxsize=16384)
-def _priced(history: tuple[Event, ...], delta: float, relation: Relation, interval: float) -> float:
+def _priced(history: tuple[DpEvent, ...], delta: float, relation: Relation, interval: float) -> float:
     """Price a history; 1,000 clients with one history cost one query, not 1,000 merges."""
     return epsilon(history, delta, relation, interval)

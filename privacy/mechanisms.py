@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from fedkd.cohort import participations
 from fedkd.config import AmbassadorPrivacy, Config, GaussianPrivacy
 from fedkd.errors import ConfigError
 from fedkd.federation import Federation
-from privacy.accounting import Relation, calibrate
+from privacy.accounting import Relation
 from privacy.ambassador import Ambassador
+from privacy.calibration import calibrate
 from privacy.dp_sgd import DpSgd
 from privacy.gaussian import Gaussian, GaussianRows, GaussianUpdate
 from privacy.mechanism import Mechanism
@@ -89,6 +92,12 @@ def _gaussian(federation: Federation, privacy: GaussianPrivacy) -> Gaussian:
 
 def _ambassador(federation: Federation, privacy: AmbassadorPrivacy) -> Ambassador:
     config = federation.config
+    for name, model in federation.models.items():
+        if any(isinstance(module, _BatchNorm) for module in model.net.modules()):
+            raise ConfigError(
+                f"privacy.mechanism=ambassador: model '{name}' has BatchNorm, whose statistics mix records, so that no "
+                "record's gradient can be clipped; use GroupNorm"
+            )
     sizes = [len(index) for index in federation.split.train]
     if privacy.delta >= 1 / max(sizes):
         raise ConfigError(

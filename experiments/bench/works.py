@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from experiments.bench import data, foreign, fusion, hand, memory, methods, ours, pfl, start
+from experiments.bench import data, foreign, fusion, hand, memory, methods, ours, pfl, start, text
 from experiments.bench.data import Data
 from experiments.bench.foreign import Foreign
 from experiments.bench.spec import Contender, Reach, Settings, Work
@@ -224,6 +224,44 @@ def _cuts(model: str) -> Work:
     )
 
 
+# --- Text -------------------------------------------------------------------------------------------------------------
+
+TEMPERED = {"noise": "gaussian", "sigma": 0.1, "t_low": 2.0, "t_high": 20.0}
+
+
+def _swing_sizes(settings: Settings) -> Sizes:
+    return {"clients": settings.size(4, 2), "records": settings.size(300, 20), "context": text.CONTEXT,
+            "batch": text.BATCH, "canaries": settings.size(48, 4)}  # fmt: skip
+
+
+def _swing(settings: Settings) -> Sequence[Contender]:
+    sizes = _swing_sizes(settings)
+
+    def made(method: dict[str, Any]) -> Config:
+        return text.config(settings, sizes["clients"], sizes["records"], sizes["canaries"], method)
+
+    def swing(score: str, about: str) -> Contender:
+        method = {"score": score, **TEMPERED}
+        return Contender(f"swing, {score}", about, ours.opener(partial(made, method), "loop"), Reach(1.10, "ratio"))
+
+    plain = {"score": "none", "sigma": 0.0}
+    return [
+        Contender("KD", "one temperature, no noise, the same records", ours.opener(partial(made, plain), "loop")),
+        swing("oracle", "temperature and noise on planted secrets"),
+        swing("regex", "temperature and noise on long numbers"),
+    ]
+
+
+def _exposure_sizes(settings: Settings) -> Sizes:
+    return {"canaries": settings.size(100, 2), "candidates": 10_000}
+
+
+def _exposure(settings: Settings) -> Sequence[Contender]:
+    canaries = _exposure_sizes(settings)["canaries"]
+    about = "each prefix once, then the trie of all secrets, level by level"
+    return [Contender("trie", about, text.exposures(settings, canaries), Reach(20.0, "value"))]
+
+
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +307,8 @@ WORKS: dict[str, Work] = {
         _fusion("feddf-server-short", "two epochs", 2, None),
         _cuts("cnn"),
         _cuts("mlp"),
+        Work("swing", "a round of teachers that teach a student on text, transformer", "KD", _swing_sizes, _swing),
+        Work("exposure", "exact ranks of secrets in text on one transformer", None, _exposure_sizes, _exposure),
         Work("memory", "peak memory by registered clients", "few", _memory_sizes, _memory, "MB", warm=False, most=2),
     )
 }

@@ -71,7 +71,9 @@ def _auroc(ax: Axes, rows: Sequence[Target], chance: float) -> None:
         if one.null_low is not None and one.null_high is not None:
             ax.barh(y, one.null_high - one.null_low, left=one.null_low, height=0.42, color=RULE, zorder=0.8)
         if one.low is not None and one.high is not None:
-            ax.plot([one.low, one.high], [y, y], color=_colour(one), linewidth=2.2, solid_capstyle="butt")
+            ax.plot(
+                [one.low, one.high], [y, y], color=_colour(one), linewidth=2.2, solid_capstyle="butt", clip_on=False
+            )
         if one.auroc is not None:
             _point(ax, one.auroc, y, one, (0, 8.5), "center")
     known = [value for one in rows for value in (one.auroc, one.low, one.null_low) if value is not None]
@@ -85,8 +87,9 @@ def _point(ax: Axes, x: float, y: int, one: Target, shift: tuple[float, float], 
     """The estimate, filled when it leaves the client, with its value beside it."""
     face = _colour(one) if one.leaves else PLATE
     ax.plot(
-        x, y, "o" if one.leaves else "D", color=_colour(one), markerfacecolor=face, markersize=7, markeredgewidth=1.5
-    )
+        x, y, "o" if one.leaves else "D", color=_colour(one), markerfacecolor=face, markersize=7, markeredgewidth=1.5,
+        clip_on=False,
+    )  # fmt: skip
     va = "bottom" if ha == "center" else "center"
     ax.annotate(
         f"{x:.2f}", (x, y), xytext=shift, textcoords="offset points", ha=ha, va=va,

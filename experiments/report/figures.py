@@ -1,4 +1,4 @@
-"""Figures over rounds: accuracy, traffic and privacy spent."""
+"""Figures over rounds: accuracy, perplexity, traffic and privacy spent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.report.model import Accuracy, Round, Run
 from experiments.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, end_labels, heading, is_narrow, panel
-from experiments.report.values import epsilon, fraction, size, small, unit_of
+from experiments.report.values import epsilon, fraction, hundredths, size, small, unit_of
 
 Series = tuple[list[int], list[float]]
 Labels = list[tuple[float, str, str]]
+Pick = Callable[[Round], float | None]
+Panel = tuple[str, str, Callable[[Axes, Run], Labels]]
+"""Title, a quieter line, and what draws it."""
 
 
-def series(rounds: Sequence[Round], pick: Callable[[Round], float | None]) -> Series:
+def series(rounds: Sequence[Round], pick: Pick) -> Series:
     """The rounds that have a finite value, and the values."""
     pairs = [(line.number, value) for line in rounds if (value := pick(line)) is not None and math.isfinite(value)]
     return [at for at, _ in pairs], [value for _, value in pairs]
@@ -27,15 +30,36 @@ def accuracy_curves(run: Run, width: float) -> Figure | None:
     """Balanced and personal accuracy by round beside training alone; None when no round was scored."""
     if not any(line.accuracy != Accuracy() for line in run.rounds):
         return None
+    note = "every class counts the same; mean over clients"
+    shared: Panel = (f"{run.shared.capitalize()} accuracy", note, _balanced)
+    if run.is_text:
+        shared = ("Next-token accuracy", "one test for all clients; mean over clients", _balanced)
+    personal: Panel = ("Personal accuracy", "each client's own test split; mean over clients", _personal)
+    return _beside(run, width, (shared, personal), "accuracy (fraction correct)", (-0.02, 1.02))
+
+
+def perplexity_curves(run: Run, width: float) -> Figure | None:
+    """Of text: perplexity by round on the shared and on the clients' own tests, beside training alone."""
+    if not any(line.accuracy.balanced_perplexity is not None for line in run.rounds):
+        return None
+    server = [("server model", run, lambda line: line.accuracy.global_perplexity, GREEN, "^-.")]
+    panels: list[Panel] = [
+        ("Perplexity", "one test for all clients; over all its tokens",
+         lambda ax, run: _panel(ax, run, lambda line: line.accuracy.balanced_perplexity, server, hundredths)),
+        ("Personal perplexity", "each client's own test split; over all tokens",
+         lambda ax, run: _panel(ax, run, lambda line: line.accuracy.personal_perplexity, [], hundredths)),
+    ]  # fmt: skip
+    return _beside(run, width, panels, "perplexity (lower is better)", (1.0, math.inf))
+
+
+def _beside(run: Run, width: float, panels: Sequence[Panel], label: str, limits: tuple[float, float]) -> Figure:
+    """Two panels over rounds with one scale: side by side, or one below the other on narrow screens."""
     narrow = is_narrow(width)
     wide = width - 0.55 if narrow else (width - 0.3) / 2 - 0.5
     plot, high = wide - 1.42, 2.35
     fig = Figure(figsize=(width, 2 * (high + 1.15) if narrow else high + 1.0))
     axes = []
-    for i, (title, note, draw) in enumerate((
-        ("Balanced accuracy", "every class counts the same; mean over clients", _balanced),
-        ("Personal accuracy", "each client's own test split; mean over clients", _personal),
-    )):  # fmt: skip
+    for i, (title, note, draw) in enumerate(panels):
         left = 0.5 if narrow else 0.5 + i * (wide + 0.8)
         top = 0.55 + (i * (high + 1.15) if narrow else 0)
         heading(fig, left - 0.45, top - 0.53, title, note)
@@ -43,9 +67,9 @@ def accuracy_curves(run: Run, width: float) -> Figure | None:
     labels = [draw(ax, run) for ax, draw in axes]
     lows, highs = zip(*(ax.get_ylim() for ax, _ in axes), strict=True)
     for (ax, _), words in zip(axes, labels, strict=True):
-        ax.set_ylim(max(-0.02, min(lows)), min(1.02, max(highs)))
+        ax.set_ylim(max(limits[0], min(lows)), min(limits[1], max(highs)))
         rounds_axis(ax, _all_rounds(run))
-        ax.set_ylabel("accuracy (fraction correct)")
+        ax.set_ylabel(label)
         end_labels(ax, words, high, 0.17)
     return fig
 
@@ -57,7 +81,7 @@ def _all_rounds(run: Run) -> list[int]:
 
 
 def _balanced(ax: Axes, run: Run) -> Labels:
-    """The panel on balanced accuracy, with the server's model where there is one."""
+    """The panel on accuracy on the shared test, with the server's model where there is one."""
     lines = [("server model", run, lambda line: line.accuracy.global_model, GREEN, "^-.")]
     return _panel(ax, run, lambda line: line.accuracy.balanced_mean, lines)
 
@@ -75,8 +99,8 @@ def _personal(ax: Axes, run: Run) -> Labels:
 
 
 def _panel(
-    ax: Axes, run: Run, pick: Callable[[Round], float | None],
-    more: list[tuple[str, Run, Callable[[Round], float | None], str, str]],
+    ax: Axes, run: Run, pick: Pick, more: list[tuple[str, Run, Pick, str, str]],
+    written: Callable[[float | None], str] = fraction,
 ) -> Labels:  # fmt: skip
     """Draw this run, training alone and `more` lines; return their labels."""
     base = [("training alone", run.baseline, pick, ORANGE, "s--")] if run.baseline is not None else []
@@ -86,7 +110,7 @@ def _panel(
         if not y:
             continue
         ax.plot(x, y, style, color=colour, markevery=max(1, len(x) // 10), markeredgewidth=0, clip_on=False)
-        labels.append((y[-1], f"{name} {fraction(y[-1])}", INK if name == "this run" else MUTED))
+        labels.append((y[-1], f"{name} {written(y[-1])}", INK if name == "this run" else MUTED))
     return labels
 
 

@@ -6,11 +6,13 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.report.model import Accuracy, ClientRow, Failure, Round, Run
 from experiments.report.read_privacy import read_audit, read_privacy
+from experiments.report.read_strip import read_strip
 from experiments.report.values import count, flat, items, mapping, number, plain
 from fedkd.errors import ConfigError
 
@@ -29,7 +31,8 @@ def load(run_dir: Path) -> Run:
     """
     folder = run_dir / "compare"
     others = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return _read(run_dir, plain(run_dir.name), tuple(_read(path, plain(path.name), ()) for path in others))
+    run = _read(run_dir, plain(run_dir.name), tuple(_read(path, plain(path.name), ()) for path in others))
+    return replace(run, strip=read_strip(run_dir / "config.toml", _config(run.config_text))) if run.is_text else run
 
 
 def _read(path: Path, label: str, compare: tuple[Run, ...]) -> Run:
@@ -67,6 +70,7 @@ def _read(path: Path, label: str, compare: tuple[Run, ...]) -> Run:
         config_text=plain(text),
         facts=_facts(head, text),
         warnings=tuple(_doubts(head, sent, lines, text)),
+        twin=mapping(config.get("audit"), None).get("twin") is True,
     )
 
 

@@ -86,14 +86,77 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Exposure:
+    """Mean exposure in bits of some secrets, with its interval; ``extracted`` of ``n`` have rank 1."""
+
+    mean: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    extracted: int | None = None
+
+
+@dataclass(frozen=True)
+class Secret:
+    """One attack on one target that could give away secrets planted in text.
+
+    Attributes:
+        space: How many secrets each is ranked among.
+        planted: By number of copies, ascending.
+        unplanted: Those whose coin came up tails.
+        swapped: The planted ones under another's prefix.
+    """
+
+    target: str
+    attack: str
+    leaves: bool
+    space: int | None
+    chance: float | None
+    planted: tuple[tuple[int, Exposure], ...]
+    unplanted: Exposure
+    swapped: Exposure
+    p_value: float | None
+
+    @property
+    def leaks(self) -> bool | None:
+        """Whether planted secrets are exposed more than others, by a permutation test at 5 %; None where none was."""
+        return None if self.p_value is None else self.p_value < 0.05
+
+
+@dataclass(frozen=True)
 class Audit:
-    """All audited targets, and what pure chance would give."""
+    """All audited targets, and what pure chance would give; of text also every attack on its secrets."""
 
     targets: tuple[Target, ...]
     auroc: float | None
     exposure: float | None
     chance_auroc: float
     chance_exposure: float
+    secrets: tuple[Secret, ...] = ()
+
+
+@dataclass(frozen=True)
+class Heated:
+    """A record of text: ``heat`` has the temperature of each character, None where no answer is about it."""
+
+    text: str
+    heat: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some records of text and how hot the soft targets about them are, from ``low`` to ``high``.
+
+    Attributes:
+        client: Whose records they are; None where the text is public.
+        trouble: Why there are none.
+    """
+
+    lines: tuple[Heated, ...] = ()
+    low: float = 1.0
+    high: float = 1.0
+    client: int | None = None
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +202,22 @@ class Run:
     config_text: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    twin: bool = False
+    strip: Strip | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether models were scored on text, where there are perplexities."""
+        return any(
+            value is not None
+            for got in (self.accuracy, *(line.accuracy for line in self.rounds))
+            for value in (got.balanced_perplexity, got.personal_perplexity, got.global_perplexity)
+        )
+
+    @property
+    def shared(self) -> str:
+        """What kind of accuracy a model has on the test set that all clients share: text has no classes to balance."""
+        return "next-token" if self.is_text else "balanced"
 
     @property
     def baseline(self) -> Run | None:

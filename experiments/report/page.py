@@ -27,7 +27,8 @@ def render(run_dir: Path, out: Path | None = None) -> Path:
         out: where to write; ``run_dir/report.html`` when left out.
 
     Returns:
-        The path of the page. Equal directories give equal bytes; the page runs no script and fetches nothing.
+        The path of the page. Equal directories give equal bytes (where soft targets of text were tempered, with equal
+        data at the configuration's path); the page runs no script and fetches nothing.
 
     Raises:
         ConfigError: `run_dir` is not a run directory, or one of its files cannot be read; nothing is written.

@@ -6,10 +6,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from experiments.report.model import Run
-from experiments.report.style import INK, MUTED, RULE, TINY, is_narrow, panel
+from experiments.report.style import BLUE, INK, MUTED, RULE, SMALL, TINY, is_narrow, panel
 
 HEAT = "#0b70ae"  # the same on light and on dark pages: white letters stand on it
 Counts = NDArray[np.int64]
@@ -25,11 +26,16 @@ def counts(run: Run) -> Counts:
 
 
 def partition(run: Run, width: float) -> Figure | None:
-    """A heat map of record counts with the totals of each class above and of each client beside it."""
+    """A heat map of record counts with the totals of each class above and of each client beside it.
+
+    Bars with the clients' sizes where there is a single class, as in text.
+    """
     table = counts(run)
     if table.size == 0 or table.max() <= 0:
         return None
     rows, columns = table.shape
+    if columns == 1:
+        return _sizes(run, table[:, 0], width)
     narrow = is_narrow(width)
     across = min(width - 0.6 - (0.75 if narrow else 1.1), max(2.2, columns * 0.62))
     high = float(np.clip(rows * 0.27, 0.9, 5.4))
@@ -44,6 +50,28 @@ def partition(run: Run, width: float) -> Figure | None:
     _totals(panel(fig, 0.6 + across + 0.06, 0.75, side, high, grid="none"), table.sum(axis=1), upright=False)
     fig.text((0.6 + across + 0.08) / width, 1 - 0.7 / (high + 2.0), "per client", size=TINY, color=MUTED, va="bottom")
     _scale(fig, int(table.max()), high)
+    return fig
+
+
+def _sizes(run: Run, sizes: Counts, width: float) -> Figure:
+    """Records of each client."""
+    rows = len(sizes)
+    high = float(np.clip(rows * 0.27, 0.6, 5.4))
+    fig = Figure(figsize=(width, high + 0.65))
+    ax = panel(fig, 0.6, 0.1, width - 0.6 - 0.7, high, grid="x")
+    ax.barh(np.arange(rows), sizes, height=0.66, color=BLUE)
+    ax.set_ylim(rows - 0.5, -0.5)
+    ax.set_xlim(0, sizes.max())
+    every = _every(rows, high, 0.19)
+    ax.set_yticks(range(0, rows, every), [str(run.rows[i].client) for i in range(0, rows, every)])
+    ax.tick_params(axis="y", length=0, pad=4)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=4 if is_narrow(width) else 8, integer=True))
+    ax.set_xlabel("records")
+    ax.set_ylabel("client (number)")
+    if every == 1:
+        for y, value in enumerate(sizes):
+            ax.annotate(f"{value:,}", (value, y), xytext=(5, 0), textcoords="offset points", va="center", size=SMALL,
+                        color=INK, annotation_clip=False)  # fmt: skip
     return fig
 
 

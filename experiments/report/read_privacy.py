@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from experiments.report.model import Audit, Privacy, Target
+from experiments.report.model import Audit, Exposure, Privacy, Secret, Target
 from experiments.report.values import count, items, mapping, number, plain
 
 CHANCE_EXPOSURE = 1 / math.log(2)  # bits: the mean of -log2 of a uniform rank
@@ -43,7 +44,34 @@ def read_audit(value: Any) -> Audit | None:
         exposure=number(value.get("exposure_mean")),
         chance_auroc=number(chance.get("auroc")) or 0.5,
         chance_exposure=level,
+        secrets=tuple(_secret(mapping(one, None)) for one in items(value.get("secrets"))),
     )
+
+
+def _secret(told: Mapping[str, Any]) -> Secret:
+    """One attack on one target; a target that does not say stays home is counted as leaving."""
+    rows = [mapping(row, None) for row in items(told.get("by_repetition"))]
+    return Secret(
+        target=plain(told.get("target") or "target"),
+        attack=plain(told.get("attack") or "attack"),
+        leaves=told.get("leaves_client") is not False,
+        space=count(told.get("space")),
+        chance=number(told.get("chance")),
+        planted=tuple(
+            (copies, _exposure(row, "", count(row.get("n")), count(row.get("extracted"))))
+            for row in rows
+            if (copies := count(row.get("repetitions"))) is not None
+        ),
+        unplanted=Exposure(number(told.get("excluded_mean")), n=count(told.get("n_out"))),
+        swapped=_exposure(told, "swap_"),
+        p_value=number(told.get("p_value")),
+    )
+
+
+def _exposure(told: Mapping[str, Any], prefix: str, n: int | None = None, extracted: int | None = None) -> Exposure:
+    """A mean with its interval."""
+    mean, low, high = (number(told.get(f"{prefix}{name}")) for name in ("mean", "low", "high"))
+    return Exposure(mean, low, high, n, extracted)
 
 
 def _target(value: Any, level: float) -> Target:

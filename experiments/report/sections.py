@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from html import escape
 
-from experiments.report import audit_figure, figures, partition, spread, tables
-from experiments.report.model import Run
+from experiments.report import audit_figure, figures, partition, secrets_figure, spread, tables
+from experiments.report import strip as strips
+from experiments.report.model import Run, Secret
 from experiments.report.style import figure, svg
-from experiments.report.values import DASH, epsilon, fraction, plural, size, small
+from experiments.report.values import epsilon, fraction, hundredths, plural, size, small
 from experiments.report.verdict import gained
 
 
@@ -17,32 +18,47 @@ def accuracy(run: Run) -> str:
     """Accuracy by round."""
     got = run.accuracy
     alt = (
-        f"Accuracy by round. Balanced accuracy ends at {fraction(got.balanced_mean)}, "
+        f"Accuracy by round. {run.shared.capitalize()} accuracy ends at {fraction(got.balanced_mean)}, "
         f"personal accuracy at {fraction(got.personal_mean)}."
     )
     base = run.baseline
     if base is not None:
         alt += f" Training alone: {fraction(base.accuracy.balanced_mean)} and {fraction(base.accuracy.personal_mean)}."
-    note = (
-        "Solid with dots: this run. Dashed: training alone. Balanced accuracy is taken on a test set that all clients "
-        "share and in which every class counts the same; personal accuracy on each client's own test split. The shaded "
-        "band is one standard deviation over clients."
+    what = (
+        "Accuracy is the share of next tokens that a model guesses right: first on a test text that all clients share, "
+        "then on each client's own."
+        if run.is_text
+        else "Balanced accuracy is taken on a test set that all clients share and in which every class counts the "
+        "same; personal accuracy on each client's own test split."
     )
+    lines = "Solid with dots: this run. Dashed: training alone."
+    note = f"{lines} {what} The shaded band is one standard deviation over clients."
     drawn = figure(svg(lambda width: figures.accuracy_curves(run, width), "curves", alt), note)
-    return drawn or "<p>No round has been scored.</p>\n"
+    return drawn + _perplexity(run) if drawn else "<p>No round has been scored.</p>\n"
+
+
+def _perplexity(run: Run) -> str:
+    """Of text: perplexity by round."""
+    got = run.accuracy
+    alt = (
+        f"Perplexity by round. It ends at {hundredths(got.balanced_perplexity)} on the shared test, and at "
+        f"{hundredths(got.personal_perplexity)} on the clients' own."
+    )
+    note = "Perplexity is exp of the cross-entropy a token: as many tokens, equally likely, would be as hard to guess."
+    return figure(svg(lambda width: figures.perplexity_curves(run, width), "perplexity", alt), note)
 
 
 def clients(run: Run) -> str:
     """The clients one by one."""
     if not run.rows:
         return ""
-    alt = f"Accuracy of each of {plural(len(run.rows), 'client')}, balanced and personal"
+    alt = f"Accuracy of each of {plural(len(run.rows), 'client')}, {run.shared} and personal"
     lede, base = "", run.baseline
     if base is not None:
         up, both = gained(run, base)
-        alt += f", beside training alone; balanced accuracy rose for {up} of {both}"
-        lede = f"<p>Balanced accuracy rose for {up} of {both} clients.</p>\n" if both else ""
-    note = "Sorted by balanced accuracy in this run."
+        alt += f", beside training alone; {run.shared} accuracy rose for {up} of {both}"
+        lede = f"<p>{run.shared.capitalize()} accuracy rose for {up} of {both} clients.</p>\n" if both else ""
+    note = f"Sorted by {run.shared} accuracy in this run."
     if len(run.rows) > spread.MANY:
         note = "Each curve climbs by one client at that client's accuracy: further to the right is better."
     drawn = figure(svg(lambda width: spread.clients(run, width), "clients", alt + "."), note)
@@ -53,13 +69,14 @@ def comparison(run: Run) -> str:
     """All rows side by side."""
     if not run.compare:
         return "<p>There is no other run to compare with.</p>\n"
-    alt = "Balanced and personal accuracy of " + ", ".join(
+    alt = f"{run.shared.capitalize()} and personal accuracy of " + ", ".join(
         f"{'this run' if row is run else row.label} ({fraction(row.accuracy.balanced_mean)}, "
         f"{fraction(row.accuracy.personal_mean)})"
         for row in (run, *run.compare)
     )
     drawn = svg(lambda width: spread.comparison(run, width), "comparison", alt + ".")
-    drawing = figure(drawn, "Sorted by balanced accuracy, whose value is written out; red: worse than training alone.")
+    order = f"Sorted by {run.shared} accuracy, whose value is written out; red: worse than training alone."
+    drawing = figure(drawn, order)
     note = "<p>AUROC: membership of the canaries, told from the worst of what leaves the clients.</p>\n"
     return drawing + tables.comparison(run) + note
 
@@ -81,6 +98,12 @@ def data(run: Run) -> str:
         return ""
     rows, columns = table.shape
     per = table.sum(axis=1)
+    if columns == 1:
+        spans = f"{per.min():,}" if per.min() == per.max() else f"{per.min():,} to {per.max():,}"
+        words = f"{plural(rows, 'client')}, {plural(int(per.sum()), 'record')}: a client holds {spans}."
+        alt = f"Records by client. {words}"
+        note = "Training and test records together; of text a record is a window of consecutive tokens."
+        return f"<p>{words}</p>\n" + figure(svg(lambda width: partition.partition(run, width), "partition", alt), note)
     held = (table > 0).sum(axis=1)
     words = (
         f"{plural(rows, 'client')}, {plural(columns, 'class').replace('classs', 'classes')}, "
@@ -138,7 +161,7 @@ def audit(run: Run) -> str:
         return "<p>No audit was run: nothing is known of what could be found out in practice.</p>\n"
     rows = "; ".join(
         f"{one.name} ({'leaves the client' if one.leaves else 'stays home'}) AUROC {fraction(one.auroc)}, "
-        f"exposure {DASH if one.exposure is None else f'{one.exposure:.2f}'} bits"
+        f"exposure {hundredths(one.exposure)} bits"
         for one in found.targets
     )
     drawn = svg(lambda width: audit_figure.audit_intervals(found, width), "audit", f"Audit of {rows}.")
@@ -150,6 +173,81 @@ def audit(run: Run) -> str:
         "points leave the client; hollow ones stay home, with an owner who has the records anyway."
     )
     return figure(drawn, note) + tables.audit(found.targets)
+
+
+def secrets(run: Run) -> str:
+    """What is left of secrets that were planted in text."""
+    found = run.audit.secrets if run.audit is not None else ()
+    if not found:
+        return ""
+    said = [one for one in found if one.attack == found[0].attack]
+    blocks = "; ".join(
+        f"{one.target} ({'leaves the client' if one.leaves else 'stays home'}) "
+        + ", ".join(f"{n} copies {hundredths(what.mean)}" for n, what in one.planted)
+        + f", not planted {hundredths(one.unplanted.mean)}, swapped {hundredths(one.swapped.mean)}"
+        for one in said
+    )
+    drawn = svg(lambda width: secrets_figure.exposure(said, width), "secrets", f"Mean exposure in bits of {blocks}.")
+    return f"<p>{_planted(found[0], run.twin)}</p>\n" + figure(drawn, _how_to_read(found[0])) + tables.secrets(found)
+
+
+def _planted(one: Secret, twin: bool) -> str:
+    """What was planted, in words."""
+    drawn = [(n, what.n) for n, what in one.planted if what.n is not None]
+    hit, lost = sum(n for _, n in drawn), one.unplanted.n or 0
+    if twin:
+        return (
+            f"{plural(hit + lost, 'secret')} were drawn, a coin for each, and none was planted: this run is a twin, "
+            "which shows what chance and the text itself give. Where it says planted, read: the coin said yes."
+        )
+    by_copies = ", ".join(f"{n} of {copies if copies > 1 else 'one'}" for copies, n in drawn)
+    records = sum(n * copies for copies, n in drawn)
+    return (
+        f"{plural(hit + lost, 'line')} with a random secret each were drawn, and a fair coin for each: {hit} were "
+        f"planted in their owners' training text, {lost} were not. By copies, {by_copies} "
+        f"make {plural(records, 'record')}."
+    )
+
+
+def _how_to_read(one: Secret) -> str:
+    """The caption: one sentence how to read it, and what the grey rows are."""
+    space = one.space or 2
+    sampled = space % 10 == 1  # a random sample and the secret itself
+    many = f"{space - sampled:,} {'random secrets and itself' if sampled else 'possible ones'}"
+    return (
+        f"How to read it: to whoever knows the words before a secret, {math.log2(space):.2f} bits mean that it is the "
+        f"first guess among {many}, and {hundredths(one.chance)} bits that it is as good as unknown; so hold every row "
+        "against the grey ones of its block. Not planted: secrets whose coin said no. Swapped: planted secrets under "
+        "the words before another one; if these are high, the target knows which digits are about, not which belong "
+        "together. p: how often chance alone gives such a difference to the secrets that were not planted. Filled "
+        "points leave the client, red ones with p below 0.05; hollow ones stay home. The table has the attacks of "
+        "someone who adapts, too: digits only forgets all tokens but digits, rescaled undoes a temperature."
+    )
+
+
+def strip(run: Run) -> str:
+    """Some text and its temperatures."""
+    shown = run.strip
+    if shown is None:
+        return ""
+    if shown.trouble:
+        return f"<p>The text of this run could not be read again: {escape(shown.trouble)}</p>\n"
+    hottest = max((t for line in shown.lines for t in line.heat if t is not None), default=shown.low)
+    whose = "public text" if shown.client is None else f"client {shown.client}'s training text"
+    alt = (
+        f"{plural(len(shown.lines), 'record')} of {whose}, each character on the colour of the temperature of the "
+        f"answer about it, up to {hottest:.3g} of {shown.high:.3g}."
+    )
+    note = (
+        "The first records are those with the lowest scores, the others those with the highest. Without colour: "
+        f"taught at the lowest temperature, {shown.low:.3g}, as in plain distillation. "
+    )
+    if shown.client is not None:
+        note += (
+            f"This is the simulation's own window on client {shown.client}'s private text: nobody in the federation "
+            "sees it, the server included. Whoever gets this page does."
+        )
+    return figure(svg(lambda width: strips.strip(shown, width), "strip", alt), note)
 
 
 def failures(run: Run) -> str:
@@ -183,6 +281,8 @@ ALL: tuple[tuple[str, str, Callable[[Run], str]], ...] = (
     ("data", "Who holds what", data),
     ("privacy", "What is protected", privacy),
     ("audit", "What an auditor could find out", audit),
+    ("secrets", "Secrets in the text", secrets),
+    ("strip", "How private each character was taken to be", strip),
     ("failures", "Lost answers", failures),
     ("reproduce", "Run it again", reproduce),
 )

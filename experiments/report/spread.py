@@ -29,7 +29,7 @@ from experiments.report.verdict import change
 
 MANY = 30
 ROW = 0.235
-METRICS = (("balanced", "Balanced"), ("personal", "Personal"))
+Metrics = tuple[tuple[str, str], ...]
 
 
 def clients(run: Run, width: float) -> Figure | None:
@@ -38,7 +38,13 @@ def clients(run: Run, width: float) -> Figure | None:
     if not rows:
         return None
     before = {row.client: row for row in run.baseline.rows} if run.baseline is not None else {}
-    return _pairs(rows, before, width) if len(rows) <= MANY else _distributions(rows, before, width)
+    draw = _pairs if len(rows) <= MANY else _distributions
+    return draw(rows, before, _metrics(run), width)
+
+
+def _metrics(run: Run) -> Metrics:
+    """Fields of a client and what they are called."""
+    return ("balanced", run.shared.capitalize()), ("personal", "Personal")
 
 
 def _sort_key(row: ClientRow) -> float:
@@ -47,7 +53,7 @@ def _sort_key(row: ClientRow) -> float:
     return -(value or 0.0)
 
 
-def _pairs(rows: list[ClientRow], before: dict[int, ClientRow], width: float) -> Figure:
+def _pairs(rows: list[ClientRow], before: dict[int, ClientRow], metrics: Metrics, width: float) -> Figure:
     """One row per client: hollow for training alone, filled for this run, the line between coloured by direction."""
     rows = sorted(rows, key=_sort_key)
     narrow = is_narrow(width)
@@ -64,7 +70,7 @@ def _pairs(rows: list[ClientRow], before: dict[int, ClientRow], width: float) ->
         ]
     _key(fig, marks)
     names = [short(f"client {row.client} · {row.model}", 17 if narrow else 22) for row in rows]
-    for i, (name, title) in enumerate(METRICS):
+    for i, (name, title) in enumerate(metrics):
         left = margin + i * (each + gap)
         heading(fig, left, 0.4, title if narrow else f"{title} accuracy")
         ax = panel(fig, left, 0.65, each, high, grid="x")
@@ -108,12 +114,12 @@ def _key(fig: Figure, marks: Sequence[tuple[str, str, str, str]]) -> None:
         at += 0.42 + 0.072 * len(text)
 
 
-def _distributions(rows: list[ClientRow], before: dict[int, ClientRow], width: float) -> Figure:
+def _distributions(rows: list[ClientRow], before: dict[int, ClientRow], metrics: Metrics, width: float) -> Figure:
     """Above: share of clients at or below an accuracy. Below: how far each client moved."""
     narrow, high = is_narrow(width), 1.95
     each = width - 0.7 if narrow else (width - 1.5) / 2
     kinds = [_cumulative, _moves] if any(row.client in before for row in rows) else [_cumulative]
-    cells = [(metric, kind) for metric in METRICS for kind in kinds]
+    cells = [(metric, kind) for metric in metrics for kind in kinds]
     down = len(cells) if narrow else len(kinds)
     fig = Figure(figsize=(width, down * (high + 1.05) + 0.38))
     _key(fig, [("--", ORANGE, ORANGE, "training alone")] * bool(before) + [("-", BLUE, BLUE, "this run")])
@@ -194,8 +200,8 @@ def comparison(run: Run, width: float) -> Figure | None:
     ax.set_xlim(low - (right - low) * (0.18 if narrow else 0.05), right + (right - low) * 0.03)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4 if narrow else 8, steps=[1, 2, 5, 10]))
     ax.set_xlabel("accuracy (fraction correct)")
-    marks = [("o", MUTED, MUTED, "balanced"), ("D", MUTED, PLATE, "personal")]
-    alone = "training alone" + ("" if narrow else " (dashed: balanced, dotted: personal)")
+    marks = [("o", MUTED, MUTED, run.shared), ("D", MUTED, PLATE, "personal")]
+    alone = "training alone" + ("" if narrow else f" (dashed: {run.shared}, dotted: personal)")
     _key(fig, marks + [("--", ORANGE, ORANGE, alone)] * (base is not None))
     return fig
 

@@ -61,7 +61,7 @@ RC: Any = {
 }
 
 _HEX = re.compile(r"#[0-9a-f]{6}\b")
-_FONT = re.compile(r"font: ([^'\";]*?)(?:'[^']*'|[A-Za-z-]+)(?:, ?(?:'[^']*'|[A-Za-z-]+))*(?=;|$)")
+_FONT = re.compile(r"(font: [^'\";]*?|font-family: )(?:'[^']*'|[A-Za-z-]+)(?:, ?(?:'[^']*'|[A-Za-z-]+))*(?=;|$)")
 _REFERENCE = re.compile(r"#([\w-]+)")
 
 
@@ -187,12 +187,17 @@ def _attributes(given: dict[str, str], slug: str, used: set[str]) -> list[tuple[
             if value in used:
                 kept.append((key, f"{slug}-{value}"))
         elif key == "style":
-            kept.append((key, _FONT.sub(r"font: \1var(--sans)", _HEX.sub(_variable, value))))
+            kept.append((key, _FONT.sub(_font, _HEX.sub(_variable, value))))
         elif key == "href" or "url(#" in value:
             kept.append((key, value if value.startswith("data:") else value.replace("#", f"#{slug}-")))
         else:
             kept.append((key, value))
     return kept
+
+
+def _font(found: re.Match[str]) -> str:
+    """The page's own letters, of even width where the figure's are."""
+    return f"{found[1]}var(--{'mono' if 'Mono' in found[0] else 'sans'})"
 
 
 def _variable(found: re.Match[str]) -> str:

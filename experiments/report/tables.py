@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from statistics import fmean, median
 
-from experiments.report.model import Accuracy, ClientRow, Failure, Run, Target
-from experiments.report.values import DASH, duration, epsilon, fraction, plural, short, signed, size, small
+from experiments.report.model import Accuracy, ClientRow, Failure, Run, Secret, Target
+from experiments.report.values import DASH, duration, epsilon, fraction, hundredths, plural, short, signed, size, small
 from experiments.report.verdict import change, worst
 
 MOST_FAILURES = 100
@@ -31,8 +31,8 @@ def tiles(run: Run) -> str:
     sends = f"all clients, {plural(len(run.rounds), 'round')}" if run.rounds else "all clients"
     spent = math.inf if run.epsilon is None and run.finished else run.epsilon
     cells = [
-        ("Balanced accuracy", data(got.balanced_mean, fraction(got.balanced_mean)),
-         _gain(got.balanced_mean, against[0])),
+        (f"{run.shared.capitalize()} accuracy", data(got.balanced_mean, fraction(got.balanced_mean)),
+         _gain(got.balanced_mean, against[0]) or ("share of next tokens, one test for all" if run.is_text else "")),
         ("Personal accuracy", data(got.personal_mean, fraction(got.personal_mean)) + std,
          _gain(got.personal_mean, against[1]) or "mean ± s.d. over clients"),
         ("Worst 10 % of clients", data(got.personal_worst10, fraction(got.personal_worst10)), "personal accuracy"),
@@ -54,9 +54,10 @@ def tiles(run: Run) -> str:
 
 def _perplexities(got: Accuracy) -> list[tuple[str, str, str]]:
     """Of text: the server's model's and the clients' own."""
-    told = (("Server's perplexity", got.global_perplexity, "on the global test"),
+    told = (("Server's perplexity", got.global_perplexity, "one test for all"),
+            ("Clients' perplexity", got.balanced_perplexity, "one test for all"),
             ("Personal perplexity", got.personal_perplexity, "each model on its client's own test"))  # fmt: skip
-    return [(name, data(value, f"{value:.2f}"), note) for name, value, note in told if value is not None]
+    return [(name, data(value, hundredths(value)), note) for name, value, note in told if value is not None]
 
 
 def _gain(new: float | None, old: float | None) -> str:
@@ -106,9 +107,10 @@ def comparison(run: Run) -> str:
         "Method",
         "Mechanism",
         "ε",
-        "Balanced",
+        run.shared.capitalize(),
         "Personal",
         "Worst 10 %",
+        *(["Perplexity"] if run.is_text else []),
         "Bytes up",
         "AUROC",
     )
@@ -131,6 +133,7 @@ def _compared(row: Run, run: Run) -> list[str]:
         fraction(got.balanced_mean),
         fraction(got.personal_mean),
         fraction(got.personal_worst10),
+        *([hundredths(got.balanced_perplexity)] if run.is_text else []),
         size(row.up),
         _leak(row),
     ]
@@ -175,7 +178,7 @@ def architectures(run: Run) -> str:
         means = [fraction(_mean(rows, metric)) for metric in ("balanced", "personal") for rows in sides]
         lines.append([escape(name), f"{len(mine)}", *means])
     heads = ["Model", "Clients"]
-    for metric in ("balanced", "personal"):
+    for metric in (run.shared, "personal"):
         heads += (
             [f"{metric.capitalize()}, alone", f"{metric.capitalize()}, this run"] if before else [metric.capitalize()]
         )
@@ -220,8 +223,7 @@ def audit(targets: Sequence[Target]) -> str:
     lines = [
         [escape(one.name), "leaves the client" if one.leaves else "stays home", _reading(one), fraction(one.auroc),
          _pair(one.low, one.high), _pair(one.null_low, one.null_high), small(one.p_value),
-         DASH if one.exposure is None else f"{one.exposure:.2f}",
-         DASH if one.exposure_chance is None else f"{one.exposure_chance:.2f}",
+         hundredths(one.exposure), hundredths(one.exposure_chance),
          f"{DASH if one.n_in is None else one.n_in} / {DASH if one.n_out is None else one.n_out}"]
         for one in targets
     ]  # fmt: skip
@@ -242,6 +244,34 @@ def _reading(one: Target) -> str:
     if one.auroc is not None and one.null_low is not None and one.auroc < one.null_low:
         return '<span class="tag">below chance</span>'
     return "none detected"
+
+
+def secrets(found: Sequence[Secret]) -> str:
+    """Every attack on every target: mean bits by number of copies, beside what it is held against."""
+    copies = sorted({n for one in found for n, _ in one.planted})
+    heads = (
+        "Target", "Where", "Attack", *(f"{n}×" for n in copies), "First guesses", "Not planted", "Swapped", "Chance",
+        "p",
+    )  # fmt: skip
+    lines = []
+    for i, one in enumerate(found):
+        planted = dict(one.planted)
+        first = not i or found[i - 1].target != one.target
+        where = "leaves the client" if one.leaves else "stays home"
+        lines.append([
+            escape(one.target) if first else "", where if first else "", escape(one.attack),
+            *(hundredths(planted[n].mean) if n in planted else DASH for n in copies), _guessed(one),
+            hundredths(one.unplanted.mean), hundredths(one.swapped.mean), hundredths(one.chance), small(one.p_value),
+        ])  # fmt: skip
+    return table(heads, lines, left=3, name="Secrets by target and attack")
+
+
+def _guessed(one: Secret) -> str:
+    """How many of the planted secrets have rank 1."""
+    known = [(what.extracted, what.n) for _, what in one.planted]
+    if not known or any(None in pair for pair in known):
+        return DASH
+    return f"{sum(got or 0 for got, _ in known)} of {sum(n or 0 for _, n in known)}"
 
 
 def failures(lost: Sequence[Failure]) -> str:

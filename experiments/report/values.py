@@ -69,6 +69,11 @@ def fraction(value: float | None) -> str:
     return DASH if value is None else f"{value:.3f}"
 
 
+def hundredths(value: float | None) -> str:
+    """A perplexity, or an exposure in bits: two decimals."""
+    return DASH if value is None else f"{value:.2f}"
+
+
 def points(difference: float) -> str:
     """A difference of two accuracies in percentage points, without sign."""
     return f"{abs(difference) * 100:.1f} points"

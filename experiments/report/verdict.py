@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from experiments.report.model import Audit, Run, Target
-from experiments.report.values import epsilon, fraction, plural, points, size, small
+from experiments.report.values import epsilon, fraction, hundredths, plural, points, size, small
 
 TIE = 0.01
 WEAK = 10.0
@@ -72,8 +72,10 @@ def _accuracy(run: Run) -> tuple[str, str, str]:
     """Lead, rest and tone of the clause on accuracy."""
     mine, base = run.accuracy.balanced_mean, run.baseline
     if mine is None:
-        return "No balanced accuracy was recorded", ", so nothing can be said of what was learned", "unsure"
-    ended = f"balanced accuracy {'ended' if run.finished else 'is'} at {fraction(mine)}"
+        return f"No {run.shared} accuracy was recorded", ", so nothing can be said of what was learned", "unsure"
+    ended = f"{run.shared} accuracy {'ended' if run.finished else 'is'} at {fraction(mine)}"
+    if run.accuracy.balanced_perplexity is not None:
+        ended += f" and perplexity at {hundredths(run.accuracy.balanced_perplexity)}"
     if run.is_local:
         return "This is training alone, the baseline itself", f": {ended}", "unsure"
     if base is None or base.accuracy.balanced_mean is None:
@@ -92,19 +94,18 @@ def _against(run: Run, base: Run, mine: float, theirs: float) -> tuple[str, str,
     numbers = f"({fraction(mine)} against {fraction(theirs)}{some})"
     if balanced == 1:
         lead = "Distillation helped, at a price" if home == -1 else "Distillation helped"
-        moved = f"{points(mine - theirs)} of balanced accuracy"
+        moved = f"{points(mine - theirs)} of {run.shared} accuracy"
         who = f"every client's model gained, {moved} on average," if every else f"the clients' models gained {moved}"
         rest = f": {who} over training alone {numbers}"
     elif balanced == -1:
         lead = "Distillation hurt"
-        rest = (
-            f": the clients' models ended {points(mine - theirs)} of balanced accuracy below training alone {numbers}"
-        )
+        lost = f"{points(mine - theirs)} of {run.shared} accuracy"
+        rest = f": the clients' models ended {lost} below training alone {numbers}"
     else:
         lead = {1: "Distillation helped on the clients' own data only", -1: "Distillation hurt"}.get(
             home or 0, "Distillation made no clear difference"
         )
-        rest = f": balanced accuracy ended within one point of training alone {numbers}"
+        rest = f": {run.shared} accuracy ended within one point of training alone {numbers}"
     tone = "bad" if -1 in (balanced, home) else "good" if 1 in (balanced, home) else "unsure"
     return lead, rest + _at_home(run, base, home), tone
 

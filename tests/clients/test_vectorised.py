@@ -352,6 +352,7 @@ def test_a_client_full_of_nan_fails_alone_and_keeps_its_state():
             assert distance(*said) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_client_without_budget_fails_alone_and_does_not_work():
     config = tiny("fedavg", "linear", privacy=AMBASSADOR)
     ledger = site(config.to_json()).mechanism.ledger()

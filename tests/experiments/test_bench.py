@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.bench import text
 from experiments.bench.child import Child, Process, _marked
 from experiments.bench.figure import draw
 from experiments.bench.measure import measure, paired, reached, spread
@@ -16,8 +17,10 @@ from experiments.bench.run import choose
 from experiments.bench.show import amount, table, times, verdict
 from experiments.bench.spec import Contender, Reach, Settings, Unavailable, Work
 from experiments.bench.start import run
+from experiments.bench.works import TEMPERED, WORKS
 from fedkd.config import load
 from fedkd.errors import ConfigError
+from fedkd.federation import build
 
 ALIKE = ("trivial1000", "pfl-cnn")  # other sizes of trivial10 and pfl-mlp
 ENTRY = {"name", "about", "ours", "first", "samples", "value", "ratio", "reach", "trouble"}
@@ -171,6 +174,7 @@ def results(settings):
     return {"quick": False, "repeats": 2, "machine": place, "works": [found]}
 
 
+@pytest.mark.slow
 def test_equal_results_give_equal_figures(tmp_path, settings):
     for name in ("a", "b"):
         draw(results(settings), tmp_path / name)
@@ -191,6 +195,21 @@ def test_an_unknown_work_is_refused_with_a_near_one():
 
 def test_works_come_in_the_benchs_own_order():
     assert [w.name for w in choose(["memory", "start"])] == ["start", "memory"]
+
+
+def test_swing_and_plain_distillation_have_the_same_records_and_only_one_has_scores(settings):
+    scores = {"none": {"sigma": 0.0}, "regex": TEMPERED, "oracle": TEMPERED}
+    made = {one: build(text.config(settings, 2, 20, 4, {"score": one, **more})) for one, more in scores.items()}
+    records = {one: federation.train_set(0)[1] for one, federation in made.items()}
+    assert all(bool((records["none"] == other).all()) for other in records.values())
+    assert made["none"].notes(0) == {}
+    hot = {one: float(made[one].notes(0)["scores"].mean()) for one in ("regex", "oracle")}
+    assert all(0 < share < 0.3 for share in hot.values())
+
+
+def test_exposure_is_timed_over_all_secrets(settings):
+    found = entries(measure(WORKS["exposure"], settings, 1))["trie"]
+    assert found["trouble"] is None and found["reach"]["met"]
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ def test_run_audit_report_and_list(tiny, tmp_path, fedkd, fedkd_here):
     assert elsewhere.read_text() == page
 
 
+@pytest.mark.slow
 def test_distill_is_one_teacher_one_pool_and_one_student(tiny, tmp_path, fedkd_here, monkeypatch):
     monkeypatch.setenv("FEDKD_CACHE", str(tmp_path / "cache"))
     out, settings = tmp_path / "run", ["method.name=kd3", "method.selection=all", "method.student_epochs=2"]
@@ -46,6 +47,7 @@ def test_distill_is_one_teacher_one_pool_and_one_student(tiny, tmp_path, fedkd_h
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_one_run_is_the_teacher_of_another(tiny, tmp_path, fedkd_here):
     first, file, second = tmp_path / "first", tmp_path / "deep" / "teacher.safetensors", tmp_path / "second"
     plain = ["privacy.mechanism=none", "audit.canaries=0", "model.by_client="]

@@ -308,6 +308,7 @@ def test_the_files_repeat_byte_for_byte_wherever_the_runs_are(tiny, tmp_path):
     assert str(tmp_path) not in one[0].read_text()
 
 
+@pytest.mark.slow
 def test_the_json_has_all_numbers(swept, tmp_path):
     path = write(found(swept), tmp_path)[0]
     said = json.loads(path.read_text())
@@ -330,6 +331,7 @@ def text_of(svg: Path) -> str:
     )
 
 
+@pytest.mark.slow
 def test_the_figures_say_what_they_show(swept, tmp_path):
     _, picture, _, curves, *_ = write(found(swept), tmp_path)
     said = text_of(picture)
@@ -394,6 +396,7 @@ def test_bytes_add_up_over_rounds(swept):
     assert set(sent(alone).values()) == {0}
 
 
+@pytest.mark.slow
 def test_without_bytes_or_clients_there_are_fewer_figures_and_old_ones_go(tiny, tmp_path):
     run = leave_run(tmp_path / "run", load(tiny, ["method.name=local", "privacy.mechanism=none"])[0])
     (run / "clients.json").unlink()

@@ -75,6 +75,7 @@ def test_the_median_is_one_whatever_the_missing_would_have_been(values):
     assert middle({}) is None
 
 
+@pytest.mark.slow
 def test_table_json_and_figure_say_who_was_there(tmp_path):
     alone = condition(tmp_path, "local", {0: [0.5, 0.8], 1: [0.5, 0.7]}, sizes=(0, 0))
     light = condition(tmp_path, "light", {0: [0.8, 0.9], 1: [0.7, 0.8], 2: [0.8, 0.8]}, sizes=(2_000, 1_000))

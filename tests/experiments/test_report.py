@@ -11,15 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plays
 import pytest
+from rich.console import Console
 
+from experiments import show
 from experiments.report import render, sections
 from experiments.report.load import load
+from experiments.report.model import Heated, Strip
 from experiments.report.page import page
-from experiments.report.style import apart
+from experiments.report.read_strip import of
+from experiments.report.strip import strip
+from experiments.report.style import NARROW, WIDE, apart, drawing
 from experiments.report.values import epsilon, size, small
 from experiments.report.verdict import verdict
 from fedkd.errors import ConfigError
+from fedkd.federation import build
+from privacy.audits.secrets import SecretResult, judge
 
 MODELS = ("mlp", "cnn", "resnet")
 CONFIG = (
@@ -484,3 +492,129 @@ def test_labels_move_apart_and_keep_their_order() -> None:
     assert np.all(np.diff(np.sort(moved)) >= 0.05 - 1e-9)
     assert np.argsort(moved).tolist() == np.argsort(places).tolist()
     assert moved[2] == 0.90 and moved[4] == 0.10
+
+
+# --- Text -------------------------------------------------------------------------------------------------------------
+
+
+def secret_results() -> list[SecretResult]:
+    """Two targets under two attacks: one knows what was planted, the other nothing."""
+    rng = np.random.default_rng(5)
+    coins, copies = np.arange(12) % 2 == 0, np.resize([1, 10, 50], 12)
+    said = []
+    for target, leaves in (("home model", False), ("student", True)):
+        for attack in ("as said", "digits only"):
+            ranks, swapped = rng.integers(1, 10_001, (2, 12))
+            ranks = np.where(coins & (not leaves), 1, ranks)
+            said.append(judge(target, attack, leaves, ranks, swapped, copies, coins, 10_000, seed=0))
+    return said
+
+
+def text_run(path: Path, config: str = CONFIG, rows: bool = True) -> Path:
+    """A run on text as ``fedkd run`` leaves it."""
+    run = make_run(path, "swing", 0.38, 0.40, clients=4, classes=1, rounds=3, eps=None)
+    perplexities = {"balanced_perplexity": 8.63, "personal_perplexity": 7.61, "global_perplexity": 7.56}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["accuracy"] |= {name: value + 3 - line["round"] for name, value in perplexities.items()}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = [one.to_json() for one in secret_results()] if rows else []
+    audit = {"chance": {"auroc": 0.5, "exposure": 1.44}, "targets": TARGETS, "secrets": said}
+    (run / "config.toml").write_text(config)
+    return edit(run, accuracy=lines[-1]["accuracy"], dataset="text", audit=audit)
+
+
+def test_a_page_about_text_speaks_of_next_tokens_perplexity_and_sizes(tmp_path: Path) -> None:
+    text = page(load(text_run(tmp_path / "run")))
+    check_markup(text)
+    assert "DejaVu" not in text  # which a reader may not have
+    assert "next-token accuracy ended at 0.380 and perplexity at 8.63" in text
+    assert "alanced accuracy" not in text
+    assert "It ends at 8.63 on the shared test, and at 7.61 on the clients' own." in text
+    assert "4 clients, 1,400 records: a client holds 350." in text
+    assert "per class" not in text
+
+
+def test_secrets_are_told_with_what_they_are_held_against(tmp_path: Path) -> None:
+    text = page(load(text_run(tmp_path / "run")))
+    assert "12 lines with a random secret each were drawn, and a fair coin for each: 6 were planted" in text
+    assert "2 of one, 2 of 10, 2 of 50 make 122 records." in text
+    assert "13.29 bits mean that it is the first guess among 10,000 possible ones, and 1.44 bits" in text
+    section = text.split('<section id="secrets">')[1].split("</section>")[0]
+    for shown in (
+        "chance 1.44",
+        "most 13.29",
+        "not planted",
+        "swapped",
+        "stays home",
+        "leaves the client",
+        "50 copies",
+    ):
+        assert shown in section
+    home = secret_results()[0]
+    row = '</td><td class="n">'.join(["13.29"] * 3 + ["6 of 6", f"{home.excluded_mean:.2f}", f"{home.swap_mean:.2f}"])
+    assert row in section
+    twin = text_run(tmp_path / "twin", "[audit]\ntwin = true\n")
+    assert "12 secrets were drawn, a coin for each, and none was planted" in page(load(twin))
+    assert '<section id="secrets">' not in page(load(text_run(tmp_path / "none", rows=False)))
+
+
+def test_a_strip_shows_whose_text_is_hot(tmp_path: Path) -> None:
+    config = plays.config(plays.write(tmp_path), method={"score": "oracle"})
+    shown = of(build(config))
+    assert shown is not None and shown.client == 0
+    assert all(set(line.heat) <= {None, 2.0} for line in shown.lines[:2])
+    hot = ["".join(c for c, t in zip(line.text, line.heat, strict=True) if t == 20.0) for line in shown.lines[2:]]
+    assert len(set(hot)) == len(hot) > 0 and all(re.fullmatch(r"\d{4}", digits) for digits in hot)
+    run = text_run(tmp_path / "run", config.to_toml())
+    text = page(load(run))
+    check_markup(text)
+    section = text.split('<section id="strip">')[1]
+    assert "nobody in the federation sees it" in section and "var(--mono)" in section
+    (tmp_path / "plays.jsonl").unlink()
+    (run / "config.toml").write_text(config.to_toml().replace("seed = 3", "seed = 4"))
+    assert "could not be read again: " in (said := page(load(run))) and "plays.jsonl: expected a file of text" in said
+
+
+def test_public_text_is_shown_where_that_is_what_is_tempered(tmp_path: Path) -> None:
+    config = plays.config(plays.write(tmp_path), "swing_labels", data={"public": 10}, method={"score": "rarity"})
+    shown = of(build(config))
+    assert shown is not None and shown.client is None and len(shown.lines) == 6
+    assert of(build(plays.config(tmp_path / "plays.jsonl", method={"score": "surprisal"}))) is None
+
+
+def test_a_page_runs_no_method_but_ours(tmp_path: Path) -> None:
+    evil = tmp_path / "run"
+    text_run(evil, '[method]\nname = "nowhere:Method"\nscore = "regex"\n')
+    assert load(evil).strip is None
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_long_records_are_wrapped_and_any_letter_is_a_letter(width: float) -> None:
+    letters = ("<&>$_^\n" + "x" * 100)[:100]
+    shown = Strip((Heated(letters, (None, *[2.0] * 98, 20.0)), Heated("short", (None, *[11.0] * 4))), 2.0, 20.0, 0)
+    with drawing():
+        fig = strip(shown, width)
+    assert fig is not None
+    seen = [one.get_text() for one in fig.axes[0].texts]
+    assert "".join(seen) == letters.replace("\n", "↵") + "short"
+    assert len({round(one.get_position()[1], 3) for one in fig.axes[0].texts}) == (3 if width == WIDE else 4)
+    shades = sorted({round(bar.get_alpha() or 0, 3) for bar in fig.axes[0].patches})
+    assert shades == [0.3, 0.6]
+
+
+def test_the_table_of_secrets_fits_a_terminal() -> None:
+    console = Console(width=80, file=None, record=True, quiet=False)
+    with console.capture() as caught:
+        console.print(
+            show.secrets_table([*secret_results(), judge("x", "as said", True, [1], [2], [7], [True], 100, 0)])
+        )
+    lines = caught.get().splitlines()
+    assert "chance 1.40 or 1.44" in lines[0]
+    assert lines[1].split() == ["audited", "attack", "1x", "7x", "10x", "50x", "not", "planted", "swapped", "p"]
+    assert len(lines) == 7 and "…" not in caught.get()
+    home = secret_results()[0]
+    assert lines[2].split()[:8] == ["home", "model", "as", "said", "13.29", "-", "13.29", "13.29"]
+    assert lines[2].split()[8:10] == [f"{home.excluded_mean:.2f}", f"{home.swap_mean:.2f}"]
+    assert lines[3].lstrip().startswith("digits only")
+    assert lines[6].split()[:8] == ["x", "as", "said", "-", "6.64", "-", "-", "-"]

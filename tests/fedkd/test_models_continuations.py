@@ -31,6 +31,7 @@ def scores(model, params, start: torch.Tensor, trie: Trie) -> torch.Tensor:
     return log_probs([z.log_softmax(-1) for z in node_logits(model, params, start, trie)], trie)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "transformer4"])
 @pytest.mark.parametrize("length", [1, 7, L + 1 - 3])
 def test_all_of_a_space_of_a_thousand_scores_as_the_naive_way(name, length):

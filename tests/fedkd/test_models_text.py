@@ -83,6 +83,7 @@ def test_no_record_sees_another_and_shorter_ones_are_read_too(name):
     torch.testing.assert_close(model.logits(params, x, batch=2), whole)
 
 
+@pytest.mark.slow
 @every_model
 @pytest.mark.parametrize("loss", ["labels", "teacher"])
 def test_gradients_of_a_block_of_clients_are_those_of_each(name, loss):

@@ -37,6 +37,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(STRATEGIES)), st.integers(1, 60), st.floats(0, 1), st.floats(0, 1), st.integers(0, 10**6))
 def test_every_strategy_asks_the_budget_about_open_candidates_once(name, n, asked, budget, seed):

@@ -19,14 +19,14 @@ from fedkd.errors import ConfigError
 from privacy.accounting import (
     LIVE_INTERVAL,
     Event,
-    Statement,
     _epsilon,
     _pld_epsilon,
     accountant,
-    calibrate,
     epsilon,
     merge,
 )
+from privacy.calibration import calibrate
+from privacy.statement import Statement
 
 VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())
 CLOSED_FORM = 1e-6  # relative
@@ -388,7 +388,8 @@ def test_statement_to_json_has_every_field():
 
     assert value["epsilon"] == 2.00001
     assert value["exclusions"] == ["n_k", "timing"]
-    assert set(value) == set(Statement.__dataclass_fields__)
+    assert set(value) == {*Statement.__dataclass_fields__, "rdp_ratio"}
+    assert value["rdp"] is value["rdp_ratio"] is None
 
 
 @pytest.mark.parametrize("change", [{"epsilon": -1.0}, {"epsilon": math.nan}, {"unit": "user"}, {"relation": "swap"}])

@@ -156,6 +156,7 @@ def space_of_scores(kind, draw):
     return scores
 
 
+@pytest.mark.slow
 def test_extrapolation_on_enumerable_spaces_errs_as_stated():
     """Canaries at chance and one to four standard deviations below it."""
     draw, exact, found = generator(0, "test extrapolation"), [], []
@@ -186,6 +187,7 @@ def test_no_exposure_passes_the_space():
     assert exposure_extrapolated([-8.0], references, 2**200).exposure[0] > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [0, -4])
 def test_few_true_curves_are_refused(shape):
     draw, refused = generator(0, f"test refusal {shape}"), 0
@@ -311,6 +313,7 @@ def false_alarm_bounds(rate: float, draws: int) -> tuple[float, float]:
     return rate - error, rate + error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("canaries", "discreteness"),
     [(40, 0.005), (100, 0.002), (300, 0.0)],  # what rounding the band outwards may cost
@@ -347,6 +350,7 @@ def test_a_planted_leak_raises_the_alarm():
     assert np.mean(caught) > 0.95
 
 
+@pytest.mark.slow
 def test_the_bootstrap_interval_covers_the_truth():
     truth, draws = norm.cdf(1 / math.sqrt(2)), 150
     draw = generator(0, "test coverage")

@@ -655,3 +655,18 @@ def test_each_mechanism_says_who_sees_what():
         assert mechanism.view() in text and "epsilon is at most" in text
         assert ("one record" in text) == (mechanism.unit == "record")
         assert ("replacing" in text) == (mechanism.relation == "replace")
+
+
+def test_batch_norm_is_refused_under_dp_sgd(monkeypatch):
+    from torch import nn
+
+    from fedkd import models
+
+    def normed(shape, num_classes):
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))
+
+    monkeypatch.setitem(models.MODELS, "normed", (normed, "with BatchNorm"))
+    monkeypatch.setitem(models.IMAGE_MODELS, "normed", (normed, "with BatchNorm"))
+    config = configured("fedavg", "ambassador", model={"name": "normed"})
+    with pytest.raises(ConfigError, match="model 'normed' has BatchNorm"):
+        build(federations.build(config))

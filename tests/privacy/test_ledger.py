@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 import privacy.ledger
 from fedkd.errors import BudgetExhausted, ConfigError, PrivacyError
-from privacy.accounting import FINAL_INTERVAL, LIVE_INTERVAL, Event, _epsilon, calibrate, epsilon
+from privacy.accounting import FINAL_INTERVAL, LIVE_INTERVAL, Event, _epsilon, epsilon
+from privacy.calibration import calibrate
+from privacy.events import DiscreteGaussian, FixedSize, Laplace, RandomisedResponse
 from privacy.ledger import Ledger
 
 VIEW = "the server sees released logits"
@@ -237,3 +239,65 @@ def test_the_largest_client_is_found_without_pricing_histories_that_another_cont
     ledger.record(3, 1, Event(1.5))
     assert ledger.spent() == max(ledger.spent(client) for client in range(4))
     assert ledger.spent() in {ledger.spent(0), ledger.spent(3)}
+
+
+def test_every_kind_of_release_in_one_ledger():
+    book = Ledger(1e-5, "replace", "label", VIEW)
+    history = [Event(6.0, steps=5), Laplace(20.0), DiscreteGaussian(20.0, 1, 2), RandomisedResponse(0.1, 10)]
+    for round, event in enumerate([*history, *history], 1):
+        book.record(0, round, event)
+    again = Ledger.from_json(json.loads(json.dumps(book.to_json())))
+    said = again.statement("none")
+
+    assert again.to_json() == book.to_json()
+    assert said.epsilon == epsilon([*history, *history], 1e-5, "replace")
+    assert said.epsilon < said.rdp < 1.3 * said.epsilon
+    assert said.to_json()["rdp_ratio"] == said.rdp / said.epsilon
+
+
+def test_a_fixed_cohort_is_priced_by_renyi_alone():
+    book = Ledger(1e-5, "replace", "client", VIEW)
+    for round in range(1, 101):
+        book.record(0, round, FixedSize(1.0, 20, 100))
+    said = book.statement("fixed size")
+
+    assert said.epsilon == pytest.approx(29.803512372820027)
+    assert "Renyi" in said.accountant
+    assert said.rdp is None
+
+
+def test_what_has_no_price_is_not_booked():
+    book = ledger()
+
+    with pytest.raises(ConfigError, match="price"):
+        book.record(0, 1, RandomisedResponse(1.0, 10))
+    assert book.releases(0) == ()
+
+
+def test_labels_are_replaced_never_absent():
+    with pytest.raises(ConfigError, match="never absent"):
+        Ledger(1e-3, "add_remove", "label", VIEW)
+
+
+@pytest.mark.slow
+def test_ten_thousand_rounds_of_five_kinds_are_priced_at_once():
+    book = ledger()
+    epsilon([EVENT], 1e-3, "add_remove", LIVE_INTERVAL)  # loads dp-accounting
+    start = time.process_time()
+    for round in range(1, 10_001):
+        book.record(0, round, Event(1.1, 0.02))
+        book.record(0, round, Event(60.0))
+        book.record(0, round, Laplace(2000.0))
+        if round % 2:
+            book.record(0, round, Event(150.0))
+        if round % 10 == 0:
+            book.record(0, round, Event(20.0, 0.1))
+    booked = time.process_time()
+    live = book.spent()
+    seen = time.process_time()
+    final = book.spent(interval=FINAL_INTERVAL)
+
+    assert final <= live <= final + 0.01
+    assert booked - start < 2  # 0.2 on an idle machine
+    assert seen - booked < 0.5  # 0.1
+    assert time.process_time() - seen < 4  # 1.1

@@ -154,6 +154,7 @@ def test_memory_is_told_from_knowing_the_digits():
 # --- Intervals -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "stated"), [(4, 0.84), (8, 0.90), (24, 0.93)])
 def test_the_interval_covers_chance_as_often_as_stated(n, stated):
     draws, rng = 400, generator(n, "test coverage")

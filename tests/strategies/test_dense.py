@@ -101,6 +101,7 @@ def test_generated_images_are_what_the_ensemble_takes_for_the_wanted_classes():
     assert losses[1] < losses[0] - 0.1
 
 
+@pytest.mark.slow
 def test_the_adversary_makes_student_and_ensemble_disagree_more():
     here, server, released = answered()
     task, ensemble = here.federation.server_task, ensemble_of(here.federation.server_task, released)
@@ -112,6 +113,7 @@ def test_the_adversary_makes_student_and_ensemble_disagree_more():
     assert apart[1] > apart[0]
 
 
+@pytest.mark.slow
 def test_the_student_comes_nearer_to_the_ensemble_on_images_nobody_trained_on():
     here, server, released = answered()
     task, dense = here.federation.server_task, Dense(synthesis_epochs=10, synthesis_batch=64, generator_steps=8)

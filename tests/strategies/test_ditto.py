@@ -85,6 +85,7 @@ def test_a_client_is_scored_on_its_personal_model():
     assert method.judged(Knowledge({"head.bias": torch.zeros(2)}), personal) is personal
 
 
+@pytest.mark.slow
 def test_personal_models_drawn_to_the_global_one_beat_staying_alone():
     data = {"limit": None, "test": 300, "alpha": 0.3, "reserve": 300}
     kept = {"data": data, "federation": {"clients": 5, "rounds": 6, "evaluate_every": 6}, "lr": 0.003, "seed": 0}

@@ -168,6 +168,7 @@ def test_bytes(subset, rows, index):
     assert [r.bytes_down for r in rounds] == [5 * 8 * index, 5 * later, 5 * later]
 
 
+@pytest.mark.slow
 def test_clients_of_one_class_that_take_turns():
     strategy, rounds, _ = on_digits("dsfl", rounds=6, one_class=True, subset=50)
     assert all(torch.isfinite(value).all() for value in strategy.server.values())

@@ -151,6 +151,7 @@ def test_the_order_of_cuts_is_the_servers_and_random_comes_from_the_seed():
     assert cuts["random"][0] == cuts["random"][-1]
 
 
+@pytest.mark.slow
 def test_rounds_are_counted_from_one_and_the_global_clock_does_not_ask_who_takes_part():
     for cohort in (1, CLIENTS):
         _, rounds, _ = run(tiny(6, mode="period", period=2, federation={"cohort": cohort}))
@@ -673,6 +674,7 @@ def skewed(name: str, **method) -> float:
     return run(config)[1][-1].accuracy.balanced_mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"downlink": "head"}, {"upload": "class_mean"}], ids=str)
 def test_knowledge_from_others_beats_staying_alone(options):
     assert skewed("fedd2s", **options) > skewed("local") + 0.04

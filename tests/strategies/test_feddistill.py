@@ -131,6 +131,7 @@ def test_bytes():
     assert [r.bytes_down for r in rounds] == [0, 5 * each, 5 * each]
 
 
+@pytest.mark.slow
 def test_without_the_pull_it_is_local_training_bit_for_bit():
     free, alone = on_digits("feddistill", lam=0.0)[2], on_digits("local")[2]
     pulled = on_digits("feddistill")[2]
@@ -138,6 +139,7 @@ def test_without_the_pull_it_is_local_training_bit_for_bit():
     assert prints[0] == prints[1] != prints[2]
 
 
+@pytest.mark.slow
 def test_clients_of_one_class_that_take_turns():
     strategy, rounds, _ = on_digits("feddistill", rounds=8, one_class=True)
     assert rounds[-1].accuracy is not None

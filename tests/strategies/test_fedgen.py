@@ -94,6 +94,7 @@ def test_one_step_of_the_generator_follows_the_gradient_worked_out_by_hand():
     assert torch.equal(after["generator/label"][3], start["label"][3])  # a class nobody holds is never asked for
 
 
+@pytest.mark.slow
 def test_the_generator_learns_what_the_heads_take_for_a_label_and_diversity_spreads_it():
     task, y = make_task(), torch.arange(40) % K
     counts, z = [[5.0, 5, 0, 0], [0.0, 0, 5, 5]], torch.rand((40, 32), generator=torch.Generator().manual_seed(0))
@@ -210,6 +211,7 @@ def test_bytes():
     assert [r.bytes_down for r in rounds] == [5 * 4 * weights, later, later]
 
 
+@pytest.mark.slow
 def test_clients_of_one_class_that_take_turns():
     strategy, rounds, _ = on_digits("fedgen", rounds=6, one_class=True)
     assert all(torch.isfinite(value).all() for value in strategy.server.values())

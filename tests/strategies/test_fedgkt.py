@@ -50,6 +50,7 @@ def prints(config: Config):
     return fingerprint(server), [fingerprint(home) for home in homes.values()], lines, rounds[-1].accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "block"), [("linear", "block1"), ("mlp", "block1"), ("mlp", "block2"), ("cnn", "block2")]
 )
@@ -179,6 +180,7 @@ def test_bytes_are_features_logits_label_and_id_up_and_logits_and_id_down():
     assert [r.bytes_down for r in rounds] == [0, n * (4 * K + 8), n * (4 * K + 8)]
 
 
+@pytest.mark.slow
 def test_knowledge_from_others_beats_staying_alone():
     scores = {}
     for name in ("local", "fedgkt"):

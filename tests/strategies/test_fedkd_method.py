@@ -243,6 +243,7 @@ def test_the_vectorised_engine_refuses_ranks_that_depend_on_values():
         KnowledgeStrategy(here.federation, here.mechanism).start(grid)
 
 
+@pytest.mark.slow
 def test_the_mentee_beats_staying_alone_with_a_quarter_of_the_bytes():
     data = {"limit": None, "test": 300, "alpha": 0.3, "reserve": 300}
     kept = {"data": data, "federation": {"clients": 5, "rounds": 6, "evaluate_every": 6}, "lr": 0.003, "seed": 0}

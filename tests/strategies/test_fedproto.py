@@ -146,6 +146,7 @@ def test_bytes():
     assert [r.bytes_down for r in rounds] == [0, 5 * each, 5 * each]
 
 
+@pytest.mark.slow
 def test_without_the_pull_it_is_local_training():
     alone, own = on_digits("local", model="mlp")[2], on_digits("fedproto", model="mlp", lam=0.0)[2]
     assert all(torch.allclose(own[k][name], alone[k][name], atol=1e-5) for k in own for name in own[k])

@@ -87,6 +87,7 @@ def test_memes_are_averaged_by_number_of_samples():
         np.testing.assert_allclose(value.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_shared_meme_beats_staying_alone():
     data = {"limit": None, "test": 300, "alpha": 0.3, "reserve": 300}
     kept = {"data": data, "federation": {"clients": 5, "rounds": 6, "evaluate_every": 6}, "lr": 0.003, "seed": 0}

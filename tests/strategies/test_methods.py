@@ -407,6 +407,7 @@ def alone() -> float:
     return skewed("local")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HELP)
 def test_knowledge_from_others_beats_staying_alone(name):
     method, margin = HELP[name]

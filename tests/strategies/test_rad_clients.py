@@ -117,6 +117,7 @@ def test_the_draw_is_the_clients_own_and_repeats():
     assert named(1) == named(1) != named(2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:rad")
 def test_a_pool_that_is_used_up_ends_with_nothing_named():
     strategy, rounds, _ = run(config(rounds=POOL // B))
@@ -138,6 +139,7 @@ def test_a_choice_is_a_release_that_noise_on_answers_does_not_cover():
         mechanisms.refuse(config(privacy={"mechanism": "gaussian", "epsilon": 10.0, "delta": 1e-3}))
 
 
+@pytest.mark.slow
 def test_under_the_ambassador_a_choice_depends_on_what_dp_sgd_learnt_and_on_nothing_else():
     privacy = {"mechanism": "ambassador", "epsilon": 10.0, "delta": 1e-3, "steps": 2}
     here = open_site(federations.build(config(privacy=privacy)))
