@@ -124,6 +124,18 @@ class Secret:
 
 
 @dataclass(frozen=True)
+class Certified:
+    """One target's claimed upper bound on epsilon, its certified lower bound, and what the audit sees of the claim."""
+
+    target: str
+    claimed: float | None
+    audited: float | None
+    visible: float | None
+    contradicted: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Audit:
     """All audited targets, and what pure chance would give; of text also every attack on its secrets."""
 
@@ -133,6 +145,7 @@ class Audit:
     chance_auroc: float
     chance_exposure: float
     secrets: tuple[Secret, ...] = ()
+    certified: tuple[Certified, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report.model import Audit, Exposure, Privacy, Secret, Target
+from experiments.report.model import Audit, Certified, Exposure, Privacy, Secret, Target
 from experiments.report.values import count, items, mapping, number, plain
 
 CHANCE_EXPOSURE = 1 / math.log(2)  # bits: the mean of -log2 of a uniform rank
@@ -45,6 +45,19 @@ def read_audit(value: Any) -> Audit | None:
         chance_auroc=number(chance.get("auroc")) or 0.5,
         chance_exposure=level,
         secrets=tuple(_secret(mapping(one, None)) for one in items(value.get("secrets"))),
+        certified=tuple(_certified(mapping(one, None)) for one in items(value.get("verdicts"))),
+    )
+
+
+def _certified(told: Mapping[str, Any]) -> Certified:
+    """One verdict."""
+    return Certified(
+        target=plain(told.get("target") or "target"),
+        claimed=number(told.get("claimed")),
+        audited=number(told.get("audited")),
+        visible=number(mapping(told.get("power"), None).get("mean")),
+        contradicted=told.get("outcome") == "contradicted",
+        sentence=plain(told.get("sentence") or ""),
     )
 
 

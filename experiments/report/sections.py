@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 
-from experiments.report import audit_figure, figures, partition, secrets_figure, spread, tables
+from experiments.report import audit_figure, claim_figure, figures, partition, secrets_figure, spread, tables
 from experiments.report import strip as strips
-from experiments.report.model import Run, Secret
+from experiments.report.model import Certified, Run, Secret
 from experiments.report.style import figure, svg
 from experiments.report.values import epsilon, fraction, hundredths, plural, size, small
 from experiments.report.verdict import gained
@@ -172,7 +172,23 @@ def audit(run: Run) -> str:
         f"is none. Exposure is read against its chance level, {found.chance_exposure:.2f} bits, not against 0. Filled "
         "points leave the client; hollow ones stay home, with an owner who has the records anyway."
     )
-    return figure(drawn, note) + tables.audit(found.targets)
+    return figure(drawn, note) + tables.audit(found.targets) + _certified(found.certified)
+
+
+def _certified(found: Sequence[Certified]) -> str:
+    """Upper bounds beside lower ones."""
+    if not found:
+        return ""
+    said = "".join(f"<li>{escape(one.sentence)}</li>\n" for one in found)
+    alt = "Claimed and certified epsilon: " + " ".join(one.sentence for one in found)
+    note = (
+        "A certified epsilon is a lower bound that holds at 95 %, a claimed one an upper bound. A point past its line "
+        "contradicts the claim. A point before it proves nothing: the grey mark says how little this many canaries see."
+    )
+    drawn = svg(lambda width: claim_figure.claims(found, width), "claims", alt)
+    against = any(one.contradicted for one in found)
+    lost = '<p class="statement">The audit CONTRADICTS what is claimed.</p>\n' if against else ""
+    return f"{lost}{figure(drawn, note)}<ul>\n{said}</ul>\n"
 
 
 def secrets(run: Run) -> str:

@@ -165,6 +165,8 @@ def _audit(audit: Audit | None) -> str:
     """What the audit found in that which leaves; never a proof of privacy."""
     if audit is None or not any(one.auroc is not None for one in audit.targets):
         return "no audit was run"
+    if any(one.contradicted for one in audit.certified):
+        return "the audit CONTRADICTS the claimed epsilon"
     seen = worst(tuple(one for one in audit.targets if one.leaves))
     if seen is None:
         return "the audit looked only at what stays home, so it says nothing of what leaves"

@@ -55,3 +55,23 @@ def test_what_a_trusted_server_sees_is_not_claimed(tmp_path):
     summary = Run(config(trust="server"), tmp_path / "trusted").go()
     told = {one["target"]: one["outcome"] for one in summary["audit"]["verdicts"]}
     assert told == {"message": "nothing claimed", "aggregate": "consistent"}
+
+
+def test_a_report_shows_claims_beside_what_is_certified():
+    from experiments.report.claim_figure import claims
+    from experiments.report.read_privacy import read_audit
+
+    told = {
+        "targets": [],
+        "verdicts": [
+            {"target": "message", "claimed": 2.0, "audited": 3.1, "power": {"mean": 0.4}, "outcome": "contradicted",
+             "sentence": "message: bad."},
+            {"target": "student", "claimed": None, "audited": 0.0, "power": None, "outcome": "nothing claimed"},
+        ],
+    }  # fmt: skip
+    found = read_audit(told).certified
+    assert [one.contradicted for one in found] == [True, False] and found[1].visible is None
+    for width in (9.0, 4.0):
+        texts = [text.get_text() for text in claims(found, width).axes[0].texts]
+        assert "3.10" in texts and "0.00" in texts and "student" in texts
+    assert claims((), 9.0) is None
