@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lists import MOST, parse_seeds, readable, split_values
-from fedkd.config import Config, Raw, override, read_toml
+from fedkd.config import Config
 from fedkd.errors import ConfigError
+from fedkd.overrides import Raw, override, read_toml
 from fedkd.registry import near
 
 LONGEST = 150  # bytes of a label, which names a folder

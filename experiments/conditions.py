@@ -16,8 +16,8 @@ from typing import Any
 from experiments import files
 from experiments.report.values import number
 from experiments.sweep import SWEEP, read_plan
-from fedkd.config import Raw, override
 from fedkd.errors import ConfigError
+from fedkd.overrides import Raw, override
 
 LOCAL = "local"
 _NUMBER = re.compile(r"[-_. ]*(seed)?[-_. ]*\d+$")

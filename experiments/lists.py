@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fedkd.config import override
 from fedkd.errors import ConfigError
+from fedkd.overrides import override
 
 MOST = 10_000  # runs of one sweep
 _STRING = re.compile(r'"""(?:[^\\]|\\.)*?"""|\'\'\'.*?\'\'\'|"(?:[^"\\]|\\.)*"|\'[^\']*\'', re.DOTALL)

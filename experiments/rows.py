@@ -6,8 +6,9 @@ from pathlib import Path
 
 from experiments import files
 from experiments.children import Children, Job
-from fedkd.config import Config, override
+from fedkd.config import Config
 from fedkd.errors import ConfigError
+from fedkd.overrides import override
 from privacy.mechanisms import refuse
 
 

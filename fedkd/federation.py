@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedkd import config as configs
 from fedkd import models, seeds
-from fedkd.config import AmbassadorPrivacy, Config
+from fedkd.config import Config
 from fedkd.data import datasets, planted, pools, text_canaries
 from fedkd.data.datasets import TEXTS, Dataset, TextSpec
 from fedkd.data.split import Split, SplitSpec, split
@@ -24,6 +24,7 @@ from fedkd.errors import ConfigError, SchemaError
 from fedkd.knowledge import Knowledge, Params
 from fedkd.learn import fit
 from fedkd.models import Model
+from fedkd.sections import AmbassadorPrivacy
 from fedkd.task import Records, Task
 
 PUBLIC = -1

@@ -8,9 +8,10 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.cohort import participations
-from fedkd.config import AmbassadorPrivacy, Config, GaussianPrivacy
+from fedkd.config import Config
 from fedkd.errors import ConfigError
 from fedkd.federation import Federation
+from fedkd.sections import AmbassadorPrivacy, GaussianPrivacy
 from privacy.accounting import Relation
 from privacy.ambassador import Ambassador
 from privacy.calibration import calibrate

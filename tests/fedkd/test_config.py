@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.config import Config, describe, from_json, load, override
+from fedkd.config import Config, describe, from_json, load
 from fedkd.errors import ConfigError
+from fedkd.overrides import override
 from fedkd.registry import METHODS, method_class
 
 RICH = {
