@@ -26,6 +26,7 @@ from fedkd.losses import cross_entropy
 from fedkd.method import Peer
 from fedkd.models import Model
 from privacy.audits.exposure import exposure_exact, null_mean_exact
+from privacy.audits.labels import LabelResult, label_inference
 from privacy.audits.membership import AuditResult, audit_scores
 from privacy.audits.one_run import one_run_bound
 from privacy.audits.secrets import SecretResult
@@ -105,6 +106,21 @@ class Auditor:
                 promised = claim.epsilon if claim is not None and claim.private and target in covered else None
                 found.append(judge(target, promised, audit))
         return found
+
+    def labels(self) -> LabelResult | None:
+        """What clients' answers on the public images give away about their labels; None without such answers.
+
+        As of a message about a canary, it is what a client would answer after the last round, through the mechanism.
+        """
+        federation = self.site.federation
+        if federation.dataset.text is not None or not len(federation.public_x) or len(self._clients) < 2:
+            return None
+        answers = self._answers(federation.public_x)
+        if not answers:
+            return None
+        said = np.stack([one.knowledge.tensors["logits"].double().cpu().numpy() for one in answers])
+        held = [np.bincount(federation.labels[i], minlength=said.shape[-1]) for i in federation.split.train]
+        return label_inference(MESSAGE, said, np.stack(held), federation.config.seed)
 
     @cached_property
     def _scores(self) -> dict[str, np.ndarray]:
@@ -234,7 +250,10 @@ def _member(one: Ranked, canaries: TextCanaries, seed: int) -> AuditResult:
 
 
 def summarise(
-    results: list[AuditResult], about: Sequence[SecretResult] = (), verdicts: Sequence[Verdict] = ()
+    results: list[AuditResult],
+    about: Sequence[SecretResult] = (),
+    verdicts: Sequence[Verdict] = (),
+    labels: LabelResult | None = None,
 ) -> dict[str, Any] | None:
     """The audit's part of summary.json; its headline is the worst of what leaves (or of all, where nothing does)."""
     if not results:
@@ -246,6 +265,7 @@ def summarise(
         "auroc": worst.auroc,
         "chance": {"auroc": 0.5, "exposure": worst.exposure_chance},
         "targets": [r.to_json() for r in results],
+        **({"labels": {**labels.to_json(), "sentence": str(labels)}} if labels is not None else {}),
         **({"secrets": [r.to_json() for r in about]} if about else {}),
         **({"verdicts": [v.to_json() for v in verdicts], "contradicted": contradicted(verdicts)} if verdicts else {}),
     }

@@ -168,6 +168,8 @@ def audit(
             from experiments.show import secrets_table
 
             Console().print(secrets_table(secrets))
+        if (labels := auditor.labels()) is not None:
+            typer.echo(str(labels))
         verdicts = auditor.verdicts()
         for verdict in verdicts:
             typer.echo(str(verdict))

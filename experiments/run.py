@@ -117,7 +117,7 @@ class Run:
         """Audit, then write clients.json and summary.json."""
         began = time.monotonic()
         auditor = Auditor(here, strategy.server, homes, strategy.round, strategy.ledger)
-        audit = summarise(auditor.results(), auditor.secrets(), auditor.verdicts())
+        audit = summarise(auditor.results(), auditor.secrets(), auditor.verdicts(), auditor.labels())
         if auditor.ranked and here.federation.secrets is not None:
             files.write_json(self.out / files.SECRETS, secrets.record(here.federation.secrets, auditor.ranked))
         lines = files.read_lines(self.out / files.METRICS)

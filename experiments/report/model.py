@@ -146,6 +146,7 @@ class Audit:
     chance_exposure: float
     secrets: tuple[Secret, ...] = ()
     certified: tuple[Certified, ...] = ()
+    labels: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def read_audit(value: Any) -> Audit | None:
         chance_auroc=number(chance.get("auroc")) or 0.5,
         chance_exposure=level,
         secrets=tuple(_secret(mapping(one, None)) for one in items(value.get("secrets"))),
+        labels=plain(mapping(value.get("labels"), None).get("sentence") or ""),
         certified=tuple(_certified(mapping(one, None)) for one in items(value.get("verdicts"))),
     )
 
