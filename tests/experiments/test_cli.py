@@ -131,7 +131,7 @@ def test_every_markdown_table_has_one_number_of_columns(fedkd_here):
         (["data.name=mnis"], ["mnist", "'mnis'"]),
         (["data.name=files", "data.path=/nowhere.npz"], ["/nowhere.npz"]),
         (["federation.clients=5000"], ["5000"]),
-        (["method.name=fedavg", "model.by_client=[]", "privacy.mechanism=gaussian"], ["fedavg", "ambassador"]),
+        (["method.name=fedgen", "model.by_client=[]", "privacy.mechanism=gaussian"], ["fedgen", "ambassador"]),
         (["method.name=fedprox"], ["by_client", "fedprox"]),
         (["data.partition=pathological"], ["data.classes"]),
         (["engine.device=cuda"], ["engine.device", "cpu"]),
