@@ -18,9 +18,9 @@ SWEEPS: dict[str, tuple[str, tuple[str, ...], str | None]] = {
     "participation0.2": ("methods", ("federation.cohort=0.2",), None),
     "cifar10": ("methods", ("data.name=cifar10", "data.limit=10000"), "0..2"),
     "omniglot": (
-        "methods",
+        "omniglot",
         ("data.name=omniglot", "federation.clients=160", *(f"data.{text}" for text in OMNIGLOT), *SMALL_BATCHES),
-        "0..1",
+        None,
     ),
     "schedule": ("schedule", (), None),
     "inference0.1": ("inference", (), None),
