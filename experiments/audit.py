@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Auditor:
     states: Mapping[int, RecordDict]
     t: int
     ledger: Ledger
+    _speakers: dict[int, tuple[Model, Params] | None] = field(default_factory=dict)
 
     def results(self) -> list[AuditResult]:
         """One result for each thing audited.
@@ -216,10 +217,15 @@ class Auditor:
         return None if spoken is None else Knowledge({"logits": spoken[0].logits(spoken[1], x)})
 
     def speaker(self, client: int) -> tuple[Model, Params] | None:
-        """The model that answers for the client; where weights are sent, those of one more round.
+        """The model that answers for the client; where weights are sent, those of one more round, trained once.
 
         None where what is sent is not a whole model, so that a listener cannot ask it anything.
         """
+        if client not in self._speakers:
+            self._speakers[client] = self._speaker(client)
+        return self._speakers[client]
+
+    def _speaker(self, client: int) -> tuple[Model, Params] | None:
         if self.site.federation.config.method.sends not in ("logits", "params"):
             return None
         federation, mechanism = self.site.federation, self.site.mechanism

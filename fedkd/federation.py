@@ -208,9 +208,11 @@ def build(config: Config) -> Federation:
         secrets=secrets,
         device=device,
     )
-    federation.note_public()
     held = np.bincount(federation.labels[parts.train.values].clip(min=0).ravel(), minlength=dataset.outputs) > 0
     config.method.check({name: federation.task(name) for name in sorted(set(client_models))}, held)
+    if len(federation.public_x):
+        federation.note_public()
+    federation.notes(0)  # what cannot be noted is refused here and not at the clients
     return federation
 
 

@@ -28,6 +28,7 @@ from torch.nn.functional import log_softmax, softmax
 from fedkd import learn
 from fedkd.data import private
 from fedkd.data.private import PATTERNS
+from fedkd.data.vocabulary import Vocabulary
 from fedkd.errors import ConfigError
 from fedkd.knowledge import Knowledge, Params, Schema
 from fedkd.method import Evidence, Method, Peer, Pool, architecture, size
@@ -65,8 +66,9 @@ class Tempered(Method):
             )
         if self.recall < 1 and self.score in ("none", *TAUGHT):
             raise ConfigError(f"method.recall={self.recall:g}: score '{self.score}' finds no tokens to miss; remove it")
-        if self.score in ("regex", "pii") and any(task.vocabulary is None for task in tasks.values()):
-            raise ConfigError(f"method.score={self.score}: reads text, and the data are images; use rarity or oracle")
+        if self.score in ("regex", "pii"):
+            for task in tasks.values():
+                self._read_by(task)
 
     def notes(self, task: Task, records: Records, rng: np.random.Generator) -> dict[str, Tensor]:
         """s, wherever it depends on the records alone."""
@@ -89,10 +91,14 @@ class Tempered(Method):
             return records.marks.cpu().numpy()
         if self.score == "rarity":
             return private.class_rarity(y, task.num_classes) if y.ndim == 1 else private.rarity(y, task.num_classes)
+        spans = private.spans_by_pii if self.score == "pii" else private.regex(self.patterns)
+        return private.of_records(self._read_by(task), records.x.cpu().numpy(), y, spans)
+
+    def _read_by(self, task: Task) -> Vocabulary:
+        """What a score that reads text needs."""
         if task.vocabulary is None:
             raise ConfigError(f"method.score={self.score}: reads text, and the data are images; use rarity or oracle")
-        spans = private.spans_by_pii if self.score == "pii" else private.regex(self.patterns)
-        return private.of_records(task.vocabulary, records.x.cpu().numpy(), y, spans)
+        return task.vocabulary
 
     def adds_noise(self) -> bool:
         """Unless there is none."""

@@ -209,7 +209,8 @@ def _jsonl(path: Path) -> Corpus:
         marks[line.client] = marks.get(line.client, ()) + shifted
     if not texts:
         raise ConfigError(f"{path}: expected an object a line, got an empty file; add text")
-    return Corpus("text", tuple(texts.values()), tuple(texts), tuple(marks.values()), path.name)
+    spans = tuple(marks.values()) if any(marks.values()) else None
+    return Corpus("text", tuple(texts.values()), tuple(texts), spans, path.name)
 
 
 def _parsed(raw: str, where: str) -> _Line:

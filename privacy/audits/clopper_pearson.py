@@ -26,10 +26,7 @@ import numpy.typing as npt
 from scipy.special import betaincinv, ndtri
 
 from fedkd.errors import ConfigError
-from privacy.audits.one_run import gaussian_epsilon
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from privacy.audits.one_run import gaussian_epsilon, scored
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def repeated_runs_bound(
         >>> found.true_positives, found.false_positives, round(found.epsilon, 3)
         (10, 0, 0.807)
     """
-    values, runs = _runs(scores, included)
+    values, runs = scored(scores, included)
     each = [float(one) for one in np.atleast_1d(np.asarray(threshold, dtype=np.float64))]
     if not each or any(math.isnan(one) for one in each):
         raise ConfigError(f"threshold should be a number, or several, got {threshold!r}")
@@ -151,7 +148,7 @@ def split_runs_bound(
     Raises:
         ConfigError: As ``repeated_runs_bound``, or there is but one run of a kind.
     """
-    values, runs = _runs(scores, included)
+    values, runs = scored(scores, included)
     if min(runs.sum(), (~runs).sum()) < 2:
         raise ConfigError(f"a split needs two runs of either kind, got {runs.sum()} and {(~runs).sum()}; train more")
     choosing = np.zeros(values.size, dtype=bool)
@@ -239,14 +236,3 @@ def _upper_rates(tp: int, n_in: int, fp: int, n_out: int, delta: float, confiden
 
 def _upper(k: int, n: int, level: float) -> float:
     return 1.0 if k == n else float(betaincinv(k + 1, n - k, level))
-
-
-def _runs(scores: npt.ArrayLike, included: npt.ArrayLike) -> tuple[Floats, Bools]:
-    values, runs = np.asarray(scores, dtype=np.float64), np.asarray(included)
-    if values.ndim != 1 or runs.shape != values.shape or runs.dtype != np.bool_:
-        raise ConfigError(
-            f"scores should be (n,) and included (n,) bool, got {values.shape} and {runs.shape} {runs.dtype}"
-        )
-    if np.isnan(values).any():
-        raise ConfigError(f"{int(np.isnan(values).sum())} of {values.size} scores are NaN; did training diverge?")
-    return values, runs

@@ -302,13 +302,7 @@ def _audit(
     k: Guesses,
     confidence: float,
 ) -> OneRunResult:
-    values, coins = np.asarray(scores, dtype=np.float64), np.asarray(included)
-    if values.ndim != 1 or coins.shape != values.shape or coins.dtype != np.bool_:
-        raise ConfigError(
-            f"scores should be (m,) and included (m,) bool, got {values.shape} and {coins.shape} {coins.dtype}"
-        )
-    if np.isnan(values).any():
-        raise ConfigError(f"{int(np.isnan(values).sum())} of {values.size} scores are NaN; did training diverge?")
+    values, coins = scored(scores, included)
     m = values.size
     each = chosen(m, k)
     less_likely = min(int(coins.sum()), int((~coins).sum()))
@@ -329,6 +323,22 @@ def _audit(
         tried=tuple(2 * one for one in each),
         fair_coins=bool(fair_coins),
     )
+
+
+def scored(scores: npt.ArrayLike, included: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Scores (m,) and whether each canary, or run, was in (m,).
+
+    Raises:
+        ConfigError: The shapes differ, or a score is NaN.
+    """
+    values, coins = np.asarray(scores, dtype=np.float64), np.asarray(included)
+    if values.ndim != 1 or coins.shape != values.shape or coins.dtype != np.bool_:
+        raise ConfigError(
+            f"scores should be (m,) and included (m,) bool, got {values.shape} and {coins.shape} {coins.dtype}"
+        )
+    if np.isnan(values).any():
+        raise ConfigError(f"{int(np.isnan(values).sum())} of {values.size} scores are NaN; did training diverge?")
+    return values, coins
 
 
 def _within(share: float, m: int) -> int:

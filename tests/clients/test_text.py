@@ -98,6 +98,22 @@ def test_each_client_starts_from_weights_of_its_own(path, tmp_path):
         build(given)
 
 
+def test_spans_that_the_user_marked_reach_the_method(tmp_path):
+    import json
+
+    rows = []
+    for k in range(3):
+        text = plays.speech(k, 25)
+        rows.append(json.dumps({"client": f"speaker {k}", "text": text, "private": [[0, 30]]}))
+    marked = tmp_path / "marked.jsonl"
+    marked.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    federation = build(plays.config(marked, canaries=0, method={"score": "marks"}))
+    scores = torch.cat([federation.notes(k)["scores"].flatten() for k in range(3)])
+    assert 0 < float(scores.sum()) <= 3 * 30 and set(scores.unique().tolist()) == {0.0, 1.0}
+    with pytest.raises(ConfigError, match="mark nothing as private"):
+        build(plays.config(plays.write(tmp_path), canaries=0, method={"score": "marks"}))
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
