@@ -18,7 +18,7 @@ from fedkd.task import Client, Task
 from privacy import mechanisms
 from privacy.gate import Gate, Released
 from privacy.ledger import Ledger
-from privacy.mechanism import Mechanism
+from privacy.mechanism import Mechanism, without_control
 
 PERSONAL = "personal"
 LEDGER = "ledger"
@@ -57,14 +57,15 @@ class Site:
     def train(self, client: int, t: int, down: Knowledge, state: RecordDict) -> Released:
         """Answer round ``t``. ``state`` changes only if the answer is complete."""
         turn = self.build(client, t, down, state)
-        personal, raw = self.update(turn.task, turn.client, down.to(self.federation.device))
+        personal, raw = self.update(turn.task, turn.client, turn.down.to(self.federation.device))
         return self.conclude(turn, personal, raw, state)
 
     def build(self, client: int, t: int, down: Knowledge, state: RecordDict) -> Turn:
         """Ask the gate, then lay out what the client's half needs."""
-        task = self.federation.client_task(client)
+        task, told = self.federation.client_task(client), down
+        down = without_control(told)
         peer, schema = Peer(client, task.model.name), self.federation.config.method.reply_schema(task, down)
-        gate = Gate(self.mechanism, self.ledger(state), peer, schema, down)
+        gate = Gate(self.mechanism, self.ledger(state), peer, schema, told)
         gate.ask()
         return Turn(t, task, self.tensors(client, t, self.personal(client, state)), down, gate)
 
@@ -75,10 +76,10 @@ class Site:
     def conclude(self, turn: Turn, personal: Params, raw: Knowledge, state: RecordDict) -> Released:
         """Pass the gate, then write home; a refused answer leaves ``state`` as it was."""
         gate, t = turn.gate, turn.round
-        noise = seeds.generator(self.federation.config.seed, "noise", t, gate.peer.client)
+        noise = seeds.generator(self.federation.config.training_seed, "noise", t, gate.peer.client)
         released = gate.release(t, raw, noise)
         home = wire.to_record({name: p.detach().cpu() for name, p in personal.items()})
-        ledger = ConfigRecord({"json": json.dumps(gate.ledger.to_json())}) if released.event is not None else None
+        ledger = ConfigRecord({"json": json.dumps(gate.ledger.to_json())}) if released.events else None
         state[PERSONAL] = home
         if ledger is not None:
             state[LEDGER] = ledger
@@ -89,7 +90,7 @@ class Site:
         federation = self.federation
         task = federation.client_task(client)
         home = self.mechanism.home(self.personal(client, state))
-        params = federation.config.method.judged(down.to(self.federation.device), home)
+        params = federation.config.method.judged(without_control(down).to(self.federation.device), home)
         balanced = score(task.model, params, federation.test_x, federation.test_y, calibrated=False)
         own = score(task.model, params, *federation.own_test_set(client))
         return {**balanced.to_metrics("balanced"), **own.to_metrics("personal")}
@@ -111,8 +112,9 @@ class Site:
 
     def tensors(self, client: int, t: int, personal: Params) -> Client:
         """The client's records and this round's randomness."""
-        federation, method, seed = self.federation, self.federation.config.method, self.federation.config.seed
+        federation, method, seed = self.federation, self.federation.config.method, self.federation.config.training_seed
         x, y = federation.train_set(client)
+        y = self.mechanism.labels(y, federation.dataset.outputs, seeds.generator(seed, "labels", client=client))
         order = learn.batches(seeds.generator(seed, "order", t, client), len(y), method.batch, method.epochs)
         rows = method.public_order(seeds.generator(seed, "public order", t, client), len(federation.public_x))
         task = federation.client_task(client)
@@ -136,7 +138,7 @@ def answer(released: Released) -> RecordDict:
         "round": released.round,
         "client": released.peer.client,
         "model": released.peer.model,
-        "event": json.dumps(released.event.to_json()) if released.event else "",
+        "events": json.dumps([event.to_json() for event in released.events]),
     }
     return wire.pack(released.knowledge, about)
 

@@ -14,10 +14,10 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from clients.client import Site, site
-from experiments import files, secrets
+from experiments import channels, files, secrets
+from experiments.channels import canary_clients
 from experiments.secrets import AS_SAID, Ranked
 from fedkd import checkpoint, seeds
-from fedkd.config import load
 from fedkd.data.text_canaries import TextCanaries
 from fedkd.errors import ConfigError
 from fedkd.homes import Homes
@@ -28,17 +28,22 @@ from fedkd.models import Model
 from privacy.audits.exposure import exposure_exact, null_mean_exact
 from privacy.audits.labels import LabelResult, label_inference
 from privacy.audits.membership import AuditResult, audit_scores
+from privacy.audits.message_canaries import MessageResult
 from privacy.audits.one_run import one_run_bound
 from privacy.audits.secrets import SecretResult
 from privacy.audits.verdict import Verdict, judge
 from privacy.gate import Pool, Released
 from privacy.ledger import Ledger
-from privacy.mechanism import EXCLUDED
+from privacy.mechanism import EXCLUDED, with_control, without_control
 from privacy.statement import Statement
 
 HOME, MESSAGE, AGGREGATE, STUDENT = "home model", "message", "aggregate", "student"
+DIFFERENCE = "difference of aggregates"
 FEWEST = 20
 """Canaries below which no epsilon worth a line can be certified: a perfect attack on ten shows 1.05."""
+FALSE_ALARMS = 0.05
+"""Share of true claims about one target that an audit may contradict."""
+NOISE = "audit noise"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,7 @@ class Auditor:
         states: The clients' final states.
         t: The last round.
         ledger: What was booked.
+        control: What the server would tell clients next, for the mechanism's sake.
     """
 
     site: Site
@@ -58,14 +64,16 @@ class Auditor:
     states: Mapping[int, RecordDict]
     t: int
     ledger: Ledger
+    control: Params = field(default_factory=dict)
     _speakers: dict[int, tuple[Model, Params] | None] = field(default_factory=dict)
 
     def results(self) -> list[AuditResult]:
-        """One result for each thing audited.
+        """One result for each thing audited: how well it tells the canaries that were in the data from the others.
 
         A canary is scored by the cross-entropy of its wrong label on: the owner's model at home; the owner's *message*,
         that is what the client would answer if asked about the canary, through the mechanism; the *aggregate* of all
-        clients' answers; and the server's student. A secret in text is scored by its rank among all secrets.
+        clients' answers; and the server's student. Where a message is sums by class, it is scored by its distance to
+        the owner's mean of its class. A secret in text is scored by its rank among all secrets.
         """
         federation = self.site.federation
         if federation.secrets is not None:
@@ -80,18 +88,22 @@ class Auditor:
     def claim(self) -> Statement | None:
         """What the run promises; None where no mechanism promises anything."""
         mechanism, federation = self.site.mechanism, self.site.federation
-        if mechanism.event() is None:
+        if not mechanism.promises:
             return None
         given = ("what the weights that clients start from were trained on",)
         excluded = (*EXCLUDED, *(given if federation.given or federation.given_to else ()))
         return self.ledger.statement(mechanism.sampling(), mechanism.assumptions(), excluded)
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self, lira: Mapping[str, np.ndarray] | None = None) -> list[Verdict]:
         """What is claimed of each target that leaves, beside what the canaries certify (Steinke et al., one run).
 
         Canaries are records, one copy each; a claim about clients covers their records. The claim covers what the
         rounds released. A *message* that is one more round of training is beyond it, and so is what a trusted server
         sees. None for text, whose secrets have copies, and for fewer than twenty canaries.
+
+        Args:
+            lira: LiRA's scores (m,) of the canaries by target, from shadows. They may contradict the claim, too, so
+                that each of the two then has half of the target's 5 % of false alarms (Bonferroni).
         """
         federation, mechanism = self.site.federation, self.site.mechanism
         included = federation.split.canaries.included
@@ -99,13 +111,19 @@ class Auditor:
             return []
         claim, covered = self.claim, {STUDENT}
         if federation.config.method.sends == "logits":
-            covered |= {AGGREGATE} if mechanism.trust == "server" else {AGGREGATE, MESSAGE}
+            covered |= {AGGREGATE, DIFFERENCE} if mechanism.trust == "server" else {AGGREGATE, MESSAGE}
         found = []
         for target, scores in self._scores.items():
             if target != HOME:
-                audit = one_run_bound(scores, included, mechanism.delta, fair_coins=True)
-                promised = claim.epsilon if claim is not None and claim.private and target in covered else None
-                found.append(judge(target, promised, audit))
+                meant = claim is not None and claim.private and not mechanism.hypothetical and claim.unit != "label"
+                promised = claim.epsilon if claim is not None and meant and target in covered else None
+                each = {target: scores}
+                if lira is not None and target in lira:
+                    each[f"{target}, LiRA"] = lira[target]
+                sure = 1 - FALSE_ALARMS / len(each)
+                for name, values in each.items():
+                    audit = one_run_bound(values, included, mechanism.delta, fair_coins=True, confidence=sure)
+                    found.append(judge(name, promised, audit))
         return found
 
     def labels(self) -> LabelResult | None:
@@ -116,7 +134,7 @@ class Auditor:
         federation = self.site.federation
         if federation.dataset.text is not None or not len(federation.public_x) or len(self._clients) < 2:
             return None
-        answers = self._answers(federation.public_x)
+        answers = self._answers(federation.public_x, NOISE)
         if not answers:
             return None
         said = np.stack([one.knowledge.tensors["logits"].double().cpu().numpy() for one in answers])
@@ -125,28 +143,69 @@ class Auditor:
 
     @cached_property
     def _scores(self) -> dict[str, np.ndarray]:
-        """Cross-entropy of every canary's wrong label, by target; empty where coins do not tell canaries apart."""
+        """Every canary's score, low for members, by target; empty where coins do not tell canaries apart."""
         federation = self.site.federation
         canaries = federation.split.canaries
         if not 0 < int(canaries.included.sum()) < len(canaries):
             return {}
-        x, wrong = federation.canary_set()
-        own = [torch.from_numpy(canaries.owner == k).nonzero().flatten() for k in range(len(self._clients))]
+        _, wrong = federation.canary_set()
+        found = {target: cross_entropy(z, wrong).double().cpu().numpy() for target, z in self.canary_logits.items()}
+        return found if self.summed is None else {**found, MESSAGE: channels.distances(self, self.summed)}
+
+    @cached_property
+    def summed(self) -> channels.Summed | None:
+        """What clients would say next of their classes, where they say that."""
+        return channels.summed(self)
+
+    @cached_property
+    def canary_logits(self) -> dict[str, Tensor]:
+        """Logits (m, classes) of every canary, by target."""
+        federation = self.site.federation
+        return self.asked(federation.canary_set()[0], federation.split.canaries.owner, NOISE)
+
+    def asked(self, x: Tensor, owner: np.ndarray, noise: str) -> dict[str, Tensor]:
+        """Logits (n, classes) of inputs x (n, *shape) by target, those of clients each from its owner (n,).
+
+        ``noise`` names the noise of messages: other inputs need another's.
+        """
+        federation = self.site.federation
+        own = [torch.from_numpy(owner == k).nonzero().flatten() for k in self._clients]
         found: dict[str, Tensor] = {}
         if self.keeps_models():
             found[HOME] = self._owners([self._home(k, x[i]) for k, i in enumerate(own)], own)
-        answers = self._answers(x)
+        answers = self._answers(x, noise)
         if answers:
             found[MESSAGE] = self._owners(
                 [a.knowledge.tensors["logits"][i] for a, i in zip(answers, own, strict=True)], own
             )
             if federation.config.method.sends == "logits" or self.site.mechanism.trust == "client":
-                pool = Pool(answers, self.site.mechanism, seeds.generator(federation.config.seed, "audit noise"))
+                pool = Pool(answers, self.site.mechanism, seeds.generator(federation.config.training_seed, noise))
                 found[AGGREGATE] = pool.mean.tensors["logits"]  # else it is the server's model, the student below
+            if federation.config.method.sends == "logits" and self._cohorts_differ():
+                found[DIFFERENCE] = self._differences(answers, own, noise)
         student = federation.config.method.student(federation.server_task, self.server)
         if student is not None:
             found[STUDENT] = federation.config.method.student_model(federation.server_task).logits(student, x)
-        return {target: cross_entropy(logits, wrong).double().cpu().numpy() for target, logits in found.items()}
+        return found
+
+    def _cohorts_differ(self) -> bool:
+        """Whether outsiders see means over cohorts with a client and without, and not the messages themselves."""
+        federation = self.site.federation.config.federation
+        return self.site.mechanism.trust == "server" and federation.cohort_size() < federation.clients and self.t > 1
+
+    def _differences(self, answers: list[Released], own: list[Tensor], noise: str) -> Tensor:
+        """What two means say of the one client that took part in one of them only, each with noise of its own."""
+        seed, mechanism = self.site.federation.config.training_seed, self.site.mechanism
+
+        def total(heard: list[Released], client: int) -> Tensor:
+            mean = Pool(heard, mechanism, seeds.generator(seed, f"{noise}, differences", client=client)).mean
+            return self.site.federation.config.federation.cohort_size() * mean.tensors["logits"]
+
+        parts = []
+        for client, index in enumerate(own):
+            others = [answer for answer in answers if answer.peer.client != client]
+            parts.append((total(answers, 2 * client) - total(others, 2 * client + 1))[index])
+        return self._owners(parts, own)
 
     @cached_property
     def ranked(self) -> list[Ranked]:
@@ -178,7 +237,7 @@ class Auditor:
         if client not in self._clients:
             raise ConfigError(f"client {client}: expected 0 to {len(self._clients) - 1}")
         home = self.site.mechanism.home(self.site.personal(client, self._state(client)))
-        return federation.client_task(client).model, method.judged(self._down(client), home)
+        return federation.client_task(client).model, method.judged(self.down(client), home)
 
     @property
     def _clients(self) -> range:
@@ -193,7 +252,7 @@ class Auditor:
         model, params = self.model(client)
         return model.logits(params, x)
 
-    def _answers(self, x: Tensor) -> list[Released]:
+    def _answers(self, x: Tensor, noise: str) -> list[Released]:
         """What each client would say about the inputs x, as it would leave."""
         config, mechanism = self.site.federation.config, self.site.mechanism
         if config.method.sends not in ("logits", "params"):  # nothing in the others answers for any given input
@@ -205,10 +264,10 @@ class Auditor:
             if logits is None:
                 return []
             if config.method.sends == "logits":
-                rng = seeds.generator(config.seed, "audit noise", client=client + 1)
-                answers.append(Released(peer, self.t, mechanism.noise(mechanism.bound(logits), rng), None))
+                rng = seeds.generator(config.training_seed, noise, client=client + 1)
+                answers.append(Released(peer, self.t, mechanism.noise(mechanism.bound(logits), rng), ()))
             else:
-                answers.append(Released(peer, self.t, logits, None))
+                answers.append(Released(peer, self.t, logits, ()))
         return answers
 
     def _speak(self, client: int, x: Tensor) -> Knowledge | None:
@@ -233,13 +292,20 @@ class Auditor:
         personal = self.site.personal(client, self._state(client))
         if federation.config.method.sends == "logits":
             return mechanism.speaker_task(task).model, mechanism.speaker(personal)
-        tensors, down = self.site.tensors(client, self.t + 1, personal), self._down(client)
-        _, raw = mechanism.update(federation.config.method, task, tensors, down)
-        rng = seeds.generator(federation.config.seed, "audit noise", client=client + 1)
-        said = mechanism.noise(mechanism.bound(raw, down), rng)
-        return federation.config.method.whole(task, down, dict(said.tensors))
+        return federation.config.method.whole(task, self.down(client), dict(self.once_more(client)[1].tensors))
 
-    def _down(self, client: int) -> Knowledge:
+    def once_more(self, client: int) -> tuple[Params, Knowledge]:
+        """One more round of a client: the parameters that speak for it, and what it says, through the mechanism."""
+        federation, mechanism = self.site.federation, self.site.mechanism
+        tensors = self.site.tensors(client, self.t + 1, self.site.personal(client, self._state(client)))
+        down, task = self.down(client), federation.client_task(client)
+        personal, raw = mechanism.update(federation.config.method, task, tensors, down)
+        rng = seeds.generator(federation.config.training_seed, NOISE, client=client + 1)
+        told = with_control(down, self.control)
+        return mechanism.speaker(personal), without_control(mechanism.noise(mechanism.bound(raw, told), rng, told))
+
+    def down(self, client: int) -> Knowledge:
+        """What the server would tell a client next."""
         federation = self.site.federation
         peer = Peer(client, federation.client_models[client])
         return federation.config.method.send(federation.server_task, self.server, self.t + 1, peer)
@@ -255,15 +321,13 @@ def _member(one: Ranked, canaries: TextCanaries, seed: int) -> AuditResult:
     return replace(found, exposure_mean=mean, exposure_chance=null_mean_exact(one.space))
 
 
-def summarise(
-    results: list[AuditResult],
-    about: Sequence[SecretResult] = (),
-    verdicts: Sequence[Verdict] = (),
-    labels: LabelResult | None = None,
-) -> dict[str, Any] | None:
+def summarise(auditor: Auditor) -> dict[str, Any] | None:
     """The audit's part of summary.json; its headline is the worst of what leaves (or of all, where nothing does)."""
+    results = auditor.results()
     if not results:
         return None
+    about, verdicts, labels, noise = auditor.secrets(), auditor.verdicts(), auditor.labels(), canary_clients(auditor)
+    said = auditor.summed
     worst = max([r for r in results if r.leaves_client] or results, key=lambda r: r.auroc)
     return {
         "target": worst.target,
@@ -273,13 +337,26 @@ def summarise(
         "targets": [r.to_json() for r in results],
         **({"labels": {**labels.to_json(), "sentence": str(labels)}} if labels is not None else {}),
         **({"secrets": [r.to_json() for r in about]} if about else {}),
-        **({"verdicts": [v.to_json() for v in verdicts], "contradicted": contradicted(verdicts)} if verdicts else {}),
+        **({"class_means": class_means(auditor, said)} if said is not None else {}),
+        **({"noise": noise.to_json()} if noise is not None else {}),
+        **({"verdicts": [v.to_json() for v in verdicts]} if verdicts else {}),
+        **({"contradicted": contradicted(verdicts, noise)} if verdicts or noise is not None else {}),
     }
 
 
-def contradicted(verdicts: Sequence[Verdict]) -> bool:
-    """Whether any claim is."""
-    return any(verdict.outcome == "contradicted" for verdict in verdicts)
+def class_means(auditor: Auditor, said: channels.Summed) -> dict[str, Any]:
+    """What sums by class give away of single records and of which classes there are, as JSON."""
+    alone, there = channels.records(auditor, said), channels.presence(auditor, said)
+    return {
+        "records": {**alone.to_json(), "sentence": str(alone)},
+        "presence": {**there.to_json(), "sentence": str(there)},
+    }
+
+
+def contradicted(verdicts: Sequence[Verdict], noise: MessageResult | None = None) -> bool:
+    """Whether any claim is, by planted records or by canary clients."""
+    planted = any(verdict.outcome == "contradicted" for verdict in verdicts)
+    return planted or (noise is not None and noise.outcome == "contradicted")
 
 
 def open_run(directory: Path) -> Auditor:
@@ -288,10 +365,8 @@ def open_run(directory: Path) -> Auditor:
     Raises:
         ConfigError: The directory holds no run, or its checkpoint is damaged.
     """
-    path = directory / files.CONFIG
-    if not path.is_file():
-        raise ConfigError(f"{directory}: no {files.CONFIG} here; expected the directory of a run")
-    config, _ = load(path)
+    config = files.config_of(directory)
     saved = checkpoint.load(directory / files.CHECKPOINT)
     homes, ledger = Homes.open(directory / files.HOMES, saved.round), Ledger.from_json(saved.extra["ledger"])
-    return Auditor(site(config.to_json()), saved.server, homes, saved.round, ledger)
+    control = {name: torch.tensor(value) for name, value in saved.extra.get("control", {}).items()}
+    return Auditor(site(config.to_json()), saved.server, homes, saved.round, ledger, control)

@@ -1,4 +1,4 @@
-"""Runs in child processes: each one ``fedkd run --quiet`` in a folder of its own, which it resumes if it is half done.
+"""Runs in child processes: each one ``fedkd run --quiet`` or such, in a folder of its own; half done, it is resumed.
 
 A child holds one end of a pipe to its parent. When the parent ends, however it ends, the pipe closes and the child ends
 too: no run outlives the command that started it, and none is ever written to by two processes.
@@ -46,6 +46,10 @@ class Job:
         except (OSError, ValueError):
             return False
         return isinstance(summary, dict) and summary.get("config_hash") == self.config.hash
+
+    def command(self, source: Path) -> list[str]:
+        """What makes it, in words of the command line; with ``--resume`` it goes on."""
+        return ["run", str(source), "--out", str(self.place), "--quiet"]
 
 
 class Children:
@@ -122,7 +126,7 @@ class Children:
         job.place.parent.mkdir(parents=True, exist_ok=True)
         source = job.place.with_name(f".{job.place.name}.toml")
         files.write(source, job.config.to_toml())
-        child = self._spawn(job, ["run", str(source), "--out", str(job.place), "--quiet"] + ["--resume"] * resume)
+        child = self._spawn(job, job.command(source) + ["--resume"] * resume)
         if child is None:
             return
         with child:

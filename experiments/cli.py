@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments import privacy_cli
+from experiments import privacy_cli, shadows_cli
 from experiments.exits import CONTRADICTED, FAILED, INTERRUPTED
 from experiments.exits import errors as _errors
 
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 
 app.add_typer(privacy_cli.app)
+app.command()(shadows_cli.shadows)
+app.command(hidden=True)(shadows_cli.shadow)
 
 
 @app.command()
@@ -134,19 +136,30 @@ def show(
 def audit(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's directory.")],
 ) -> None:
-    """Audit a run again from its checkpoint: exposure and membership AUROC of all that could give a canary away, and
-    the epsilon that these certify. Exit code 3 if it is more than the run claims.
+    """Audit a run again from its checkpoint: exposure and membership AUROC of all that could give a canary away, the
+    epsilon that these certify, and whether noise on messages is what is booked. Exit code 3 if the run claims less.
+
+    Where the run has shadows (`fedkd shadows DIR`), LiRA and RMIA attack it, too, and go to `summary.json`.
     """
     with _errors():
         from rich.console import Console
         from rich.table import Table
 
-        from experiments.audit import contradicted, open_run
+        from experiments.audit import class_means, contradicted, open_run
+        from experiments.channels import canary_clients, inversion
+        from experiments.report.inversion_figure import picture
+        from experiments.shadow_attacks import attacks
 
         auditor = open_run(directory)
-        results = auditor.results()
+        results, noise = auditor.results(), canary_clients(auditor)
+        if noise is not None:
+            typer.echo(str(noise))
+        if (seen := inversion(auditor)) is not None:
+            typer.echo(f"{seen} See {picture(seen, directory)}.")
         if not results:
             typer.echo("no canaries were planted; run with audit.canaries=200")
+            if contradicted((), noise):
+                raise typer.Exit(CONTRADICTED)
             return
         grid = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("audited", "leaves", "AUROC", "95 % interval", "null band", "p", "exposure", "chance", "in/out"):
@@ -170,10 +183,19 @@ def audit(
             Console().print(secrets_table(secrets))
         if (labels := auditor.labels()) is not None:
             typer.echo(str(labels))
-        verdicts = auditor.verdicts()
+        if auditor.summed is not None:
+            for told in class_means(auditor, auditor.summed).values():
+                typer.echo(told["sentence"])
+        found = attacks(auditor, directory)
+        verdicts = auditor.verdicts(found.lira if found is not None else None)
+        if found is not None:
+            found.write(directory, verdicts)
+            Console().print(found.table())
+            for note in found.notes:
+                typer.echo(f"note: {note}")
         for verdict in verdicts:
             typer.echo(str(verdict))
-        if contradicted(verdicts):
+        if contradicted(verdicts, noise):
             raise typer.Exit(CONTRADICTED)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd.config import Config
+from fedkd.config import Config, load
 from fedkd.errors import ConfigError
 
 CONFIG, METRICS, TRANSCRIPT = "config.toml", "metrics.jsonl", "transcript.jsonl"
@@ -65,6 +65,18 @@ def fresh(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be made ({error})") from None
+
+
+def config_of(directory: Path) -> Config:
+    """The configuration of the run in a directory.
+
+    Raises:
+        ConfigError: The directory holds no run.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{directory}: no {CONFIG} here; expected the directory of a run")
+    return load(path)[0]
 
 
 def same_config(out: Path, config: Config) -> None:

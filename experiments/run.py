@@ -76,7 +76,7 @@ class Run:
             with open_engine(self.config, self.view.note) as engine:
                 self.view.start(strategy.round, self.config)
                 strategy.start(self._grid(engine, homes))
-            summary = self._finish(here, strategy, homes)
+            summary = self.finish(here, strategy, homes)
             self._await(rows)
         finally:
             rows.stop()
@@ -94,7 +94,8 @@ class Run:
         saved = checkpoint.load(self.out / files.CHECKPOINT)
         homes = Homes.open(self.out / files.HOMES, saved.round, self.config.engine.home_bytes())
         homes.verify()
-        strategy.resume(saved.round, saved.server, Ledger.from_json(saved.extra["ledger"]))
+        ledger = Ledger.from_json(saved.extra["ledger"])
+        strategy.resume(saved.round, saved.server, ledger, saved.extra.get("control"))
         strategy.scores = {int(k): v for k, v in saved.extra["scores"].items()}
         self.spent = float(saved.extra["seconds"])
         for name in (files.METRICS, files.TRANSCRIPT):
@@ -107,17 +108,22 @@ class Run:
         files.append(self.out / files.METRICS, [metrics_line(report)])
         files.append(self.out / files.TRANSCRIPT, [line.to_json() for line in report.lines])
         files.write_json(self.out / files.LEDGER, strategy.ledger.to_json())
-        extra = {"ledger": strategy.ledger.to_json(), "scores": strategy.scores, "seconds": self.spent}
+        extra = {
+            "ledger": strategy.ledger.to_json(),
+            "scores": strategy.scores,
+            "seconds": self.spent,
+            "control": {name: float(value) for name, value in strategy.control.items()},
+        }
         homes.write(report.t)
         checkpoint.save(self.out / files.CHECKPOINT, Checkpoint(report.t, strategy.server, extra))
         homes.settle()
         self.view.round(report)
 
-    def _finish(self, here: Site, strategy: KnowledgeStrategy, homes: Homes) -> dict[str, Any]:
+    def finish(self, here: Site, strategy: KnowledgeStrategy, homes: Homes) -> dict[str, Any]:
         """Audit, then write clients.json and summary.json."""
         began = time.monotonic()
-        auditor = Auditor(here, strategy.server, homes, strategy.round, strategy.ledger)
-        audit = summarise(auditor.results(), auditor.secrets(), auditor.verdicts(), auditor.labels())
+        auditor = Auditor(here, strategy.server, homes, strategy.round, strategy.ledger, strategy.control)
+        audit = summarise(auditor)
         if auditor.ranked and here.federation.secrets is not None:
             files.write_json(self.out / files.SECRETS, secrets.record(here.federation.secrets, auditor.ranked))
         lines = files.read_lines(self.out / files.METRICS)
@@ -159,6 +165,7 @@ def metrics_line(report: Round) -> dict[str, Any]:
         "accuracy": report.accuracy.to_json() if isinstance(report.accuracy, Accuracy) else None,
         "bytes": {"up": report.bytes_up, "down": report.bytes_down},
         "epsilon": _finite(report.epsilon),
+        **({"signal_to_noise": report.signal_to_noise} if report.signal_to_noise is not None else {}),
         "failures": [{"client": line.client, "reason": line.refused} for line in report.failures],
         "seconds": round(report.seconds, 3),
     }
@@ -170,6 +177,8 @@ def state_hash(strategy: KnowledgeStrategy, homes: Mapping[int, RecordDict]) -> 
     for client, state in homes.items():
         records = {name: fingerprint(wire.from_record(record)) for name, record in state.array_records.items()}
         sha.update(json.dumps([client, records], sort_keys=True).encode())
+    if strategy.control:
+        sha.update(fingerprint(strategy.control).encode())
     sha.update(json.dumps(strategy.ledger.to_json(), sort_keys=True).encode())
     return sha.hexdigest()
 
@@ -201,7 +210,7 @@ def _promise(auditor: Auditor) -> dict[str, Any] | None:
 def _clients(here: Site, strategy: KnowledgeStrategy) -> list[dict[str, Any]]:
     federation = here.federation
     counts = federation.split.counts(federation.dataset.y, federation.dataset.num_classes)
-    private = here.mechanism.event() is not None
+    private = here.mechanism.promises
     return [
         {
             "client": client,

@@ -52,21 +52,12 @@ class Sweep:
             raise ConfigError(f"--jobs {self.jobs}: expected at least 1")
         if not (self.out / SWEEP).exists():
             self._check()
-        with _alone(self.out):
+        with alone(self.out, "fedkd sweep"):
             self._claim()
             jobs = self._jobs()
             waiting = [job for job in jobs if not job.finished()]
             self.children = Children(waiting)
-            board = Board(self.console, len(jobs), len(jobs) - len(waiting))
-            try:
-                for _ in range(min(self.jobs, len(waiting))):
-                    self.children.start()
-                while not self.children.wait(LOOK):
-                    board.show(self.children)
-                board.show(self.children)
-            finally:
-                self.children.stop()
-                board.close()
+            watch(self.children, min(self.jobs, len(waiting)), Board(self.console, len(jobs), len(jobs) - len(waiting)))
         return self.children.failures
 
     def _check(self) -> None:
@@ -118,9 +109,26 @@ def read_plan(directory: Path) -> dict[str, object]:
     raise ConfigError(f"{path}: damaged; expected what 'fedkd sweep' wrote")
 
 
+def watch(children: Children, jobs: int, board: Board) -> None:
+    """Work off all that waits, so many at a time, and show it.
+
+    Raises:
+        KeyboardInterrupt: As it came, when all children have ended.
+    """
+    try:
+        for _ in range(jobs):
+            children.start()
+        while not children.wait(LOOK):
+            board.show(children)
+        board.show(children)
+    finally:
+        children.stop()
+        board.close()
+
+
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Make the directory, and keep other sweeps out of it; the lock goes with the process."""
+def alone(out: Path, command: str) -> Iterator[None]:
+    """Make the directory, and keep others at the same command out of it; the lock goes with the process."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
@@ -130,7 +138,7 @@ def _alone(out: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise ConfigError(f"{out}: another 'fedkd sweep' is at work there") from None
+        raise ConfigError(f"{out}: another '{command}' is at work there") from None
     except OSError:
         pass  # a file system without locks
     try:

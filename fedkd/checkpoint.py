@@ -53,6 +53,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     state = {
         "format": _FORMAT,
         "round": checkpoint.round,
+        "names": list(checkpoint.server),
         "extra": dict(checkpoint.extra),
         "sha256": {_SERVER: _sha(draft / _SERVER)},
     }
@@ -81,7 +82,8 @@ def load(folder: Path) -> Checkpoint:
         if damaged or state["format"] != _FORMAT:
             raise ValueError(f"{', '.join(damaged) or 'state.json'} does not match its checksum or format")
         server = load_file(newest / _SERVER)
-        return Checkpoint(state["round"], server, state["extra"])
+        names = state.get("names", server)  # in their order, in which noise is drawn; the file has one of its own
+        return Checkpoint(state["round"], {name: server[name] for name in names}, state["extra"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(
             f"{newest}: the checkpoint is damaged ({error}); delete it and run without --resume"

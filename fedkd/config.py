@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from fedkd import seeds
 from fedkd.consistency import check
 from fedkd.errors import ConfigError
 from fedkd.method import Method
@@ -113,6 +114,17 @@ class Config:
         """Sixteen hexadecimal digits that name what determines the results; engine and comparison rows do not."""
         raw = {key: value for key, value in self.raw().items() if key not in ("compare", "engine")}
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of all that is drawn in training: orders, samples, noise. It is ``seed``, but a shadow has its own.
+
+        A shadow (``audit.coins``) that shared its target's noise would tell it to whoever looks at both, and no
+        mechanism promises anything against somebody who knows the noise. Data, initial weights and cohorts are shared.
+        """
+        if self.audit.coins is None:
+            return self.seed
+        return int(seeds.generator(self.seed, "shadow", self.audit.coins).integers(2**62))
 
     def to_toml(self) -> str:
         """The resolved configuration as TOML, its hash in the first line."""

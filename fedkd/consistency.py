@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fedkd.data.datasets import TEXTS
 from fedkd.errors import ConfigError
 from fedkd.registry import METHODS, method_class
-from fedkd.sections import ENGINE_FIELDS, PARTITION_FIELD, GaussianPrivacy
+from fedkd.sections import ENGINE_FIELDS, PARTITION_FIELD, ClientLevel
 
 if TYPE_CHECKING:
     from fedkd.config import Config
@@ -28,9 +28,13 @@ def check(config: Config) -> None:
         if value is not None and name != wanted:
             raise ConfigError(f"data.{name}={value}: partition '{data.partition}' does not use it; remove it")
     _check_text(config)
+    if config.audit.coins is not None and (data.name in TEXTS or not config.audit.canaries):
+        raise ConfigError(
+            f"audit.coins={config.audit.coins}: is about canaries among images, and there are none; remove it"
+        )
     if method.needs_public and not data.public:
         raise ConfigError(f"data.public=0: {config.method_name} teaches through public images; set data.public=1000")
-    if isinstance(config.privacy, GaussianPrivacy) and config.privacy.delta >= 1 / federation.clients:
+    if isinstance(config.privacy, ClientLevel) and config.privacy.delta >= 1 / federation.clients:
         raise ConfigError(
             f"privacy.delta={config.privacy.delta:g}: should be below 1/{federation.clients}, one over the number of "
             "clients, or the statement says nothing"

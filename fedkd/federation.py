@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedkd import config as configs
-from fedkd import models, seeds
+from fedkd import learn, models, seeds
 from fedkd.config import Config
 from fedkd.data import datasets, planted, pools, text_canaries
 from fedkd.data.datasets import TEXTS, Dataset, TextSpec
@@ -22,7 +22,6 @@ from fedkd.data.split import Split, SplitSpec, split
 from fedkd.data.text_canaries import DIGITS, REPETITIONS, TEMPLATES, TextCanaries
 from fedkd.errors import ConfigError, SchemaError
 from fedkd.knowledge import Knowledge, Params
-from fedkd.learn import fit
 from fedkd.models import Model
 from fedkd.sections import AmbassadorPrivacy
 from fedkd.task import Records, Task
@@ -76,7 +75,8 @@ class Federation:
             public_x=self.public_x,
             rounds=self.config.federation.rounds,
             optimizer=method.descent(),
-            fit=fit,
+            fit=learn.fit,
+            sums=learn.sums,
             labelled=self.labelled,
             given=self.given,
             vocabulary=None if self.dataset.text is None else self.dataset.text.vocabulary,
@@ -111,7 +111,7 @@ class Federation:
         self._noted[PUBLIC] = self._note(self.server_task, public, PUBLIC)
 
     def _note(self, task: Task, records: Records, client: int) -> dict[str, Tensor]:
-        rng = seeds.generator(self.config.seed, "notes", client=client + 1)
+        rng = seeds.generator(self.config.training_seed, "notes", client=client + 1)
         return {name: note.to(self.device) for name, note in self.config.method.notes(task, records, rng).items()}
 
     def _records(self, index: np.ndarray) -> Records:
@@ -167,6 +167,7 @@ def build(config: Config) -> Federation:
         min_size=data.min_size,
         test_fraction=data.test_fraction,
         canaries=0 if is_text else config.audit.canaries,
+        coins=config.audit.coins,
         limit=data.limit,
     )
     parts, secrets = split(dataset, spec, config.seed), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch._C import _functorch
 
 from fedkd.knowledge import Knowledge, Params
 from fedkd.losses import Loss, cross_entropy
-from fedkd.models import Model
+from fedkd.models import Model, in_batches
 from fedkd.optim import Optimizer, State
 from fedkd.task import Client, Penalty, Task
 
@@ -113,6 +114,13 @@ def fit(
         return value if penalty is None else value + penalty(p)
 
     return descend(params, client.order, objective, task.optimizer)
+
+
+def sums(task: Task, params: Params, client: Client, rows: Callable[[Params, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums (K, d) over the client's records of each class of ``rows(params, x)`` (n, ...), and their number (K,)."""
+    h = in_batches(partial(rows, params), client.x).flatten(1)
+    member = members(client.y, task.num_classes).to(h.dtype)
+    return member.T @ h, member.sum(0)
 
 
 def imitate(

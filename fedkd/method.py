@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -68,7 +68,7 @@ class Method(BaseModel):
 
     ``client_update`` is written for one client and must be a pure function of tensors: whatever runs it (a loop, a
     worker process, vmap, a real Flower client) is not its business. It may learn from private records through
-    ``task.fit`` only; `reads_records` says so where a method cannot keep to that.
+    ``task.fit`` and sum them up by ``task.sums`` only; `reads_records` says so where a method cannot keep to that.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -79,7 +79,6 @@ class Method(BaseModel):
     needs_each: ClassVar[bool] = False
     same_model: ClassVar[bool] = False
     reads_labelled: ClassVar[bool] = False
-    reads_records: ClassVar[bool] = False
     clients_choose: ClassVar[bool] = False  # whether a message says which public inputs a client's model chose
     answers_parameters: ClassVar[bool] = False  # whether an answer is the parameters that came down, trained
     text: ClassVar[bool] = False  # whether it works on text, where a model gives one answer for each position
@@ -117,6 +116,21 @@ class Method(BaseModel):
     def row_norm(self) -> float:
         """The largest L2 norm that a row of ``logits`` can have by construction: 1 for probabilities; default none."""
         return math.inf
+
+    def reads_records(self) -> bool:
+        """Whether it reads private records by other ways than ``task.fit``, once a round, and ``task.sums``."""
+        return False
+
+    def answers_sums(self) -> bool:
+        """Whether an answer is what ``task.sums`` returned, ``{"sums": (K, d), "counts": (K,)}``, and nothing else."""
+        return False
+
+    def summed(self, task: Task, down: Knowledge) -> Callable[[Params, torch.Tensor], torch.Tensor] | None:
+        """What of a record is summed up by class, as a function of parameters and inputs (n, *shape) to rows (n, ...).
+
+        None where an answer to ``down`` holds no sums.
+        """
+        return None
 
     def adds_noise(self) -> bool:
         """Whether answers carry noise of the method's own, which no ledger knows."""

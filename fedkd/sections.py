@@ -98,36 +98,107 @@ class NoPrivacy(Section):
     mechanism: Literal["none"] = "none"
 
 
-class GaussianPrivacy(Section):
-    """Rows of logits, or an update of weights, are clipped and Gaussian noise is added: client-level."""
+class Promise(Section):
+    """What every mechanism but 'none' promises."""
 
-    mechanism: Literal["gaussian"] = "gaussian"
     epsilon: float = Field(10.0, gt=0, description="budget of the whole run")
     delta: float = Field(1e-5, gt=0, lt=1, description="delta of the whole run")
+
+
+class ClientLevel(Promise):
+    """The budget is about all data of a client."""
+
+
+class GaussianPrivacy(ClientLevel):
+    """Messages are clipped and Gaussian noise is added: client-level."""
+
+    mechanism: Literal["gaussian"] = "gaussian"
     clip: float = Field(
-        5.0, gt=0, description="L2 bound of one row of logits (of probabilities at most 1), or of an update of weights"
+        5.0,
+        gt=0,
+        description="L2 bound of one row of logits (of probabilities at most 1), of an update, or of a class's mean",
     )
+    trust: Literal["client", "server"] = Field("client", description="who adds the noise, and is trusted until then")
+    quantile: float | None = Field(
+        None, gt=0, lt=1, description="adapt the clip of updates so that this share is within it; default a fixed clip"
+    )
+    count_share: float | None = Field(
+        None, gt=0, lt=1, description="share of the budget for counting the updates within the clip; default 0.1"
+    )
+    min_count: float | None = Field(
+        None, ge=0, description="noisy count below which a class is absent, in standard deviations; default 1"
+    )
+    noise_cohort_size: int | None = Field(
+        None, ge=1, description="simulate the noise of so many clients a round with fewer; nothing is private then"
+    )
+
+
+class LaplacePrivacy(ClientLevel):
+    """Rows of logits are clipped in L1 and Laplace noise is added: client-level."""
+
+    mechanism: Literal["laplace"] = "laplace"
+    clip: float = Field(5.0, gt=0, description="L1 bound of one row of logits (of probabilities at most 1)")
     trust: Literal["client", "server"] = Field("client", description="who adds the noise, and is trusted until then")
 
 
-class AmbassadorPrivacy(Section):
+class VotesPrivacy(ClientLevel):
+    """Clients vote on public inputs, a trusted server adds noise to the counts (GNMax): client-level."""
+
+    mechanism: Literal["votes"] = "votes"
+    scale: float = Field(5.0, gt=0, description="logit of a vote, for methods that exchange logits")
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="share of the cohort a winner needs (confident GNMax); default none"
+    )
+    threshold_share: float | None = Field(
+        None, gt=0, lt=1, description="share of the budget for testing the threshold; default 0.3"
+    )
+    answers: int | None = Field(None, ge=1, description="most rows answered a round, with a threshold; default a third")
+
+
+class LocalVotesPrivacy(ClientLevel):
+    """Clients answer public inputs by k-ary randomised response: client-level, nobody is trusted."""
+
+    mechanism: Literal["local_votes"] = "local_votes"
+    scale: float = Field(5.0, gt=0, description="logit of a vote, for methods that exchange logits")
+
+
+class LabelPrivacy(Promise):
+    """Each record's label is randomised once before training (k-ary randomised response): label-level."""
+
+    mechanism: Literal["labels"] = "labels"
+
+
+class AmbassadorPrivacy(Promise):
     """A proxy model trained by DP-SGD answers in the client's place: record-level."""
 
     mechanism: Literal["ambassador"] = "ambassador"
-    epsilon: float = Field(10.0, gt=0, description="budget of the whole run")
-    delta: float = Field(1e-5, gt=0, lt=1, description="delta of the whole run")
     clip: float = Field(1.0, gt=0, description="L2 bound of one record's gradient")
     sampling_rate: float = Field(0.35, gt=0, le=1, description="Poisson sampling rate of records, for every client")
     steps: int = Field(8, ge=1, description="DP-SGD steps a round")
     lr: float = Field(0.7, gt=0, description="learning rate of DP-SGD")
     model: str | None = Field(None, description="architecture of the ambassadors; default each client's own")
+    row_clip: float | None = Field(
+        None, gt=0, description="L2 bound of one record's row in sums by class, where they are sent; default 1"
+    )
+    sums_share: float | None = Field(
+        None, gt=0, lt=1, description="share of epsilon for the noise on sums by class and counts; default 0.3"
+    )
+    min_count: float | None = Field(
+        None, ge=0, description="noisy count below which a class is absent, in standard deviations; default 1"
+    )
 
 
-PrivacyConfig = NoPrivacy | GaussianPrivacy | AmbassadorPrivacy
+PrivacyConfig = (
+    NoPrivacy | GaussianPrivacy | LaplacePrivacy | VotesPrivacy | LocalVotesPrivacy | AmbassadorPrivacy | LabelPrivacy
+)
 MECHANISMS: dict[str, type[PrivacyConfig]] = {
     "none": NoPrivacy,
     "gaussian": GaussianPrivacy,
+    "laplace": LaplacePrivacy,
+    "votes": VotesPrivacy,
+    "local_votes": LocalVotesPrivacy,
     "ambassador": AmbassadorPrivacy,
+    "labels": LabelPrivacy,
 }
 
 
@@ -146,6 +217,9 @@ class AuditConfig(Section):
     )
     templates: list[str] | None = Field(
         None, description="lines of text that hold {name} and end with {secret}; default eight of ours"
+    )
+    coins: int | None = Field(
+        None, ge=1, description="set by 'fedkd shadows': the same run with the canaries' coins and its noise drawn anew"
     )
 
 

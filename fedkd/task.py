@@ -83,6 +83,20 @@ class Fit(Protocol):
         ...
 
 
+class Sums(Protocol):
+    """The verb by which a method sums up its private records, and the only one besides `Fit` it may read them by.
+
+    `fedkd.learn.sums` is the plain one; under the ambassador mechanism each record's row is clipped. A method that
+    answers with what this verb returned, as ``{"sums": ..., "counts": ...}``, is covered by a mechanism.
+    """
+
+    def __call__(
+        self, task: Task, params: Params, client: Client, rows: Callable[[Params, Tensor], Tensor], /
+    ) -> tuple[Tensor, Tensor]:
+        """Sums (K, d) of ``rows(params, x)`` (n, ...) over the client's records of each class; their number (K,)."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """What all parties know beforehand; closed over, never sent.
@@ -95,6 +109,7 @@ class Task:
         rounds: Rounds of the run.
         optimizer: How `fit` and the other verbs descend.
         fit: How private records are learnt from.
+        sums: How private records are summed up.
         labelled: Public inputs (l, *shape) with their labels (l,); l = 0 for methods that do not read any.
         given: Weights that clients' models start from, by architecture; empty where they start fresh.
         vocabulary: What the tokens of text mean; None for images.
@@ -108,6 +123,7 @@ class Task:
     rounds: int
     optimizer: Optimizer
     fit: Fit
+    sums: Sums
     labelled: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0, dtype=torch.int64))
     given: Mapping[str, Params] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None

@@ -4,8 +4,8 @@ A release is data (``privacy.events``); dp-accounting interprets it (``privacy.p
 merged first, then composed as privacy loss distributions (PLD; Koskela et al. 2020, arXiv 1906.03049; "connect the
 dots", Doroshenko et al. 2022, arXiv 2207.04380). The estimate is pessimistic: at any grid interval, epsilon is an upper
 bound. When nothing was sampled, Gaussians compose to one Gaussian, whose epsilon has a closed form (Balle and Wang
-2018, arXiv 1805.06530); that form is used instead. Cohorts of fixed size have no PLD; a history with one of them is
-priced by Renyi differential privacy (RDP) as a whole.
+2018, arXiv 1805.06530); that form is used instead. Cohorts of fixed size and Skellam noise have no PLD; a history with
+one of them is priced by Renyi differential privacy (RDP) as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import get_args
 from fedkd.errors import ConfigError, PrivacyError
 from privacy.arguments import check_delta, choice, require
 from privacy.events import DpEvent, Event, Relation, Unit, check_priceable
-from privacy.prices import MOST_NOISE, distribution, has_distribution, is_open, renyi
+from privacy.prices import distribution, has_distribution, is_open, renyi
+from privacy.sampled import MOST_NOISE
 
 __all__ = [
     "FINAL_INTERVAL",
@@ -119,7 +120,10 @@ def delta_at(events: Iterable[DpEvent], epsilon: float, relation: Relation, inte
     if any(map(is_open, merged)):
         return 1.0
     if not all(map(has_distribution, merged)):
-        return float(renyi(merged, relation).get_delta(epsilon))
+        composed = renyi(merged, relation)
+        if composed is None:
+            raise _unpriced()
+        return float(composed.get_delta(epsilon))
     return float(distribution(_fold_unsampled(merged), relation, interval).get_delta_for_epsilon(epsilon))
 
 
@@ -187,15 +191,19 @@ def _epsilon(merged: tuple[DpEvent, ...], delta: float, relation: Relation, inte
     if not all(map(has_distribution, merged)):
         found = _rdp_epsilon(merged, delta, relation)
         if found is None:
-            raise ConfigError(
-                "a cohort of fixed size is priced by RDP, which has no price for Poisson sampling under replace; keep "
-                "them in two ledgers"
-            )
+            raise _unpriced()
         return found
     merged = _fold_unsampled(merged)
     if len(merged) == 1 and isinstance(merged[0], Event) and merged[0].sampling_rate == 1:
         return _gaussian_epsilon(merged[0].noise_multiplier, delta)
     return _pld_epsilon(merged, delta, relation, interval)
+
+
+def _unpriced() -> ConfigError:
+    return ConfigError(
+        "cohorts of fixed size and Skellam noise are priced by RDP, which has no price for Poisson sampling under "
+        "replace, nor for sampled Laplace noise; keep them in two ledgers"
+    )
 
 
 def _fold_unsampled(merged: tuple[DpEvent, ...]) -> tuple[DpEvent, ...]:

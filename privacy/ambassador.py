@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,14 +13,20 @@ from fedkd.knowledge import Knowledge, Params, nest, pick
 from fedkd.losses import Loss, cross_entropy
 from fedkd.method import Method
 from fedkd.task import Client, Penalty, Task
-from privacy.accounting import Event, Relation, Unit
+from privacy.class_sums import RecordSums
 from privacy.dp_sgd import DpSgd
+from privacy.events import DpEvent, Event, Relation, Unit
 from privacy.mechanism import NOTHING, Mechanism
+
+_SUMS = ("sums", "counts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ambassador(Mechanism):
     """A proxy answers in the client's place: record-level differential privacy.
+
+    Where the method answers with sums by class, they are sums of the ambassador's clipped rows, and get noise of their
+    own.
 
     The client runs the method twice. Its own model trains freely and stays home. A second model, the ambassador, runs
     the very same client half, but learns from the records by DP-SGD, so that whatever it says is post-processing. The
@@ -28,12 +35,14 @@ class Ambassador(Mechanism):
 
     dp: DpSgd
     model: str | None = None
+    summary: RecordSums | None = None
     unit: Unit = "record"
     relation: Relation = "add_remove"
 
-    def event(self) -> Event:
-        """This round's DP-SGD steps."""
-        return self.dp.event()
+    def events(self, first: bool = False) -> tuple[DpEvent, ...]:
+        """This round's DP-SGD steps, and the noisy sums where the method answers with them."""
+        noisy = () if self.summary is None else (Event(self.summary.noise_multiplier),)
+        return (self.dp.event(), *noisy)
 
     def personal_init(self, method: Method, task: Task, seed: int, client: int) -> Params:
         """Two models."""
@@ -52,6 +61,7 @@ class Ambassador(Mechanism):
             home, _ = method.client_update(task, client._replace(personal=home), down)
 
         fitted: list[Params] = []
+        summed: list[tuple[Tensor, Tensor]] = []
 
         def private_fit(
             task: Task, params: Params, sealed: Client, *, loss: Loss = cross_entropy, penalty: Penalty | None = None
@@ -61,10 +71,21 @@ class Ambassador(Mechanism):
             fitted.append(self.dp.fit(task, params, client, loss=loss, penalty=penalty))
             return fitted[0]
 
+        def private_sums(
+            task: Task, params: Params, sealed: Client, rows: Callable[[Params, Tensor], Tensor], /
+        ) -> tuple[Tensor, Tensor]:
+            if self.summary is None or summed:
+                raise PrivacyError("a method may sum up an ambassador's records once a round, and say so beforehand")
+            summed.append(self.summary.sums(task, params, client, rows))
+            return summed[0]
+
         order = client.order.new_empty((0, 1))  # its width would tell the number of records
         draws = nest("method", pick("method", client.draws))
         sealed = client._replace(x=client.x[:0], y=client.y[:0], order=order, draws=draws, personal=speaker, notes={})
-        speaker, raw = method.client_update(replace(self.speaker_task(task), fit=private_fit), sealed, down)
+        private = replace(self.speaker_task(task), fit=private_fit, sums=private_sums)
+        speaker, raw = method.client_update(private, sealed, down)
+        if summed and any(raw.tensors.get(name) is not part for name, part in zip(_SUMS, summed[0], strict=True)):
+            raise PrivacyError(f"sums of an ambassador's records have to be said as they are, as {_SUMS}")
         return {**nest("home", home), **nest("ambassador", speaker)}, raw
 
     def home(self, personal: Params) -> Params:
@@ -80,8 +101,12 @@ class Ambassador(Mechanism):
         return task if self.model is None else replace(task, model=task.models[self.model])
 
     def bound(self, raw: Knowledge, down: Knowledge = NOTHING) -> Knowledge:
-        """Nothing to bound: the answer is post-processing. The weight, a count of records, becomes 1."""
+        """Nothing to bound: rows of sums are, and else the answer is post-processing. The weight becomes 1."""
         return Knowledge(raw.tensors)
+
+    def noise(self, bounded: Knowledge, rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:
+        """Noise on sums and counts; everything else has it from DP-SGD."""
+        return bounded if self.summary is None else self.summary.noised(bounded, rng)
 
     def view(self) -> str:
         """Everyone: noise is inside the training."""

@@ -229,7 +229,41 @@ class FixedSize(_Kind):
         require(self.cohort <= self.population, "cohort", f"at most the population of {self.population}", self.cohort)
 
 
-DpEvent = Event | Laplace | DiscreteGaussian | RandomisedResponse | FixedSize
+@dataclass(frozen=True)
+class Skellam(_Kind):
+    """``steps`` releases of a vector of whole numbers with Skellam noise, a difference of Poissons; by RDP only.
+
+    Agarwal, Kairouz, Liu 2021, arXiv 2110.04995, theorem 3.5. Shares of such noise add up to it exactly, so that
+    clients under secure summation can each add one.
+
+    Attributes:
+        variance: Their mu, the variance of the noise on each coordinate of the sum; 0 is a release without noise.
+        l1: Largest change of the vector in L1 under the relation.
+        l2: Largest change of the vector in L2 under the relation.
+        steps: Number of releases, at least 1.
+
+    Raises:
+        ConfigError: A value is outside its range, or ``l1`` is below ``l2``, which no vector has.
+    """
+
+    kind: ClassVar[str] = "skellam"
+
+    variance: float
+    l1: float
+    l2: float
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        self._plain(
+            variance=_noise(self.variance, "variance"),
+            l1=positive("l1", self.l1),
+            l2=positive("l2", self.l2),
+            steps=integer("steps", self.steps, 1),
+        )
+        require(self.l1 >= self.l2, "l1", f"at least l2={self.l2:g}", self.l1)
+
+
+DpEvent = Event | Laplace | DiscreteGaussian | RandomisedResponse | FixedSize | Skellam
 """Any release. Another kind: a dataclass above, a branch in each function of ``privacy.prices``."""
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from fedkd import learn
 from fedkd.errors import PrivacyError
-from fedkd.knowledge import Knowledge, Schema
+from fedkd.knowledge import Knowledge, Params, Schema, nest, pick
 from fedkd.method import Peer
-from privacy.accounting import Event
+from privacy.events import DpEvent
 from privacy.ledger import Ledger
-from privacy.mechanism import NOTHING, Mechanism
+from privacy.mechanism import CONTROL, NOTHING, Mechanism, without_control
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Released:
         peer: Who sent it.
         round: When.
         knowledge: What it says.
-        event: Privacy loss that was booked for it; None when nothing is promised.
+        events: Privacy loss that was booked for it; empty when nothing is promised.
     """
 
     peer: Peer
     round: int
     knowledge: Knowledge
-    event: Event | None
+    events: tuple[DpEvent, ...]
 
 
 class Gate:
@@ -47,9 +48,8 @@ class Gate:
 
     def ask(self) -> None:
         """Raise `BudgetExhausted` if this round's release would pass the budget. Ask before working."""
-        event = self.mechanism.event()
-        if event is not None:
-            self.ledger.ask(self.peer.client, event)
+        if events := self._events():
+            self.ledger.ask(self.peer.client, *events)
 
     def release(self, t: int, raw: Knowledge, rng: np.random.Generator) -> Released:
         """Bound, check, noise, book, hand out. A release that cannot be made raises, and nothing leaves."""
@@ -57,12 +57,15 @@ class Gate:
         who = f"client {self.peer.client}, round {t}"
         raw.fits(self.schema, who)
         bounded = self.mechanism.bound(raw, self.down)
-        bounded.check(self.schema, who)
-        knowledge = self.mechanism.noise(bounded, rng)
-        event = self.mechanism.event()
-        if event is not None:  # booked before it leaves: the ledger may say too much, never too little
+        bounded.check({**self.schema, **self.mechanism.besides()}, who)
+        knowledge = self.mechanism.noise(bounded, rng, self.down)
+        events = self._events()
+        for event in events:  # booked before it leaves: the ledger may say too much, never too little
             self.ledger.record(self.peer.client, t, event)
-        return Released(self.peer, t, knowledge, event)
+        return Released(self.peer, t, knowledge, events)
+
+    def _events(self) -> tuple[DpEvent, ...]:
+        return self.mechanism.events(first=not self.ledger.releases(self.peer.client))
 
 
 def admit(released: Released, t: int, expected: Peer, schema: Schema, mechanism: Mechanism) -> Released:
@@ -75,9 +78,9 @@ def admit(released: Released, t: int, expected: Peer, schema: Schema, mechanism:
     who = f"client {expected.client}, round {t}"
     if (released.peer, released.round) != (expected, t):
         raise PrivacyError(f"{who}: got a message of client {released.peer.client}, round {released.round}")
-    if released.event != mechanism.event():
-        raise PrivacyError(f"{who}: expected the release to book {mechanism.event()}, got {released.event}")
-    released.knowledge.check(schema, who)
+    if released.events not in (mechanism.events(first=False), mechanism.events(first=True)):  # a first one may be lost
+        raise PrivacyError(f"{who}: expected the release to book {mechanism.events()}, got {released.events}")
+    released.knowledge.check({**schema, **mechanism.besides()}, who)
     return released
 
 
@@ -95,18 +98,34 @@ class Pool:
         self._released = sorted(released, key=lambda r: r.peer.client)
         self._mechanism = mechanism
         self._rng = rng
-        self._mean: Knowledge | None = None
+
+    @cached_property
+    def _whole_mean(self) -> Knowledge:
+        knowledge = [r.knowledge for r in self._released]
+        if self._mechanism.trust == "server":
+            return self._mechanism.noisy_mean(knowledge, self._rng, self._down)
+        return learn.mean(knowledge)
 
     @property
     def mean(self) -> Knowledge:
         """Weighted mean; uniform and noised when trust ends at the server. Noise is drawn once."""
-        if self._mean is None:
-            knowledge = [r.knowledge for r in self._released]
-            server = self._mechanism.trust == "server"
-            self._mean = (
-                self._mechanism.noisy_mean(knowledge, self._rng, self._down) if server else learn.mean(knowledge)
-            )
-        return self._mean
+        return without_control(self._whole_mean)
+
+    def control(self, before: Params) -> Params:
+        """What the server will tell clients for the mechanism's sake, after this round."""
+        if not before:
+            return before
+        if self._mechanism.trust == "server":
+            said = self._whole_mean
+        else:  # architectures may differ, what is said besides does not
+            said = learn.mean([Knowledge(nest(CONTROL, pick(CONTROL, r.knowledge.tensors))) for r in self._released])
+        return self._mechanism.controlled(before, pick(CONTROL, said.tensors))
+
+    def signal_to_noise(self) -> float | None:
+        """How much more than noise was heard; None where messages carry none, or are not of one kind."""
+        if not self._mechanism.noisy_messages or len({frozenset(r.knowledge.tensors) for r in self._released}) > 1:
+            return None
+        return self._mechanism.signal_to_noise(self._whole_mean, [r.knowledge for r in self._released], self._down)
 
     @property
     def each(self) -> Sequence[Released]:
@@ -117,4 +136,6 @@ class Pool:
         """
         if self._mechanism.trust == "server":
             raise PrivacyError("privacy.trust=server: a method may read the noisy mean, not single answers")
-        return self._released
+        if not self._mechanism.besides():
+            return self._released
+        return [replace(r, knowledge=without_control(r.knowledge)) for r in self._released]

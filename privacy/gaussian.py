@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedkd.errors import PrivacyError
 from fedkd.knowledge import Knowledge, Params
-from privacy.accounting import Event
+from privacy.events import DpEvent, Event
 from privacy.mechanism import NOTHING, Mechanism
 
 
@@ -32,11 +32,15 @@ class Gaussian(Mechanism):
         clip: L2 bound, of what a subclass says.
         cohort: Clients that are asked in a round, the public number that a sum is divided by.
         noise_multiplier: Standard deviation of the noise over the sensitivity.
+        noise_cohort: Where trust ends at the server: clients of the federation that is simulated. The mean gets the
+            noise that theirs would get, which is less, so that a small run shows the accuracy of a large one; none of
+            its numbers is private. (pfl-research calls it ``noise_cohort_size``.)
     """
 
     clip: float
     cohort: int
     noise_multiplier: float
+    noise_cohort: int | None = None
 
     @property
     @abstractmethod
@@ -48,16 +52,51 @@ class Gaussian(Mechanism):
         """L2 sensitivity of one client's message under the neighbouring relation."""
         return 2 * self.message_bound if self.relation == "replace" else self.message_bound
 
-    def event(self) -> Event:
+    @property
+    def noisy_messages(self) -> bool:
+        """They do."""
+        return True
+
+    @property
+    def hypothetical(self) -> bool:
+        """A federation of another size is simulated."""
+        return self.noise_cohort is not None
+
+    def events(self, first: bool = False) -> tuple[DpEvent, ...]:
         """One Gaussian release; no amplification is claimed, since the server knows who takes part."""
-        return Event(self.noise_multiplier)
+        return (Event(self.noise_multiplier),)
 
-    def noise(self, bounded: Knowledge, rng: np.random.Generator) -> Knowledge:
+    def noise(self, bounded: Knowledge, rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:
         """Noise on one message, when trust ends at the client."""
-        return Knowledge(self._noised(bounded.tensors, 1.0, rng)) if self.trust == "client" else bounded
+        return Knowledge(self._noised(bounded.tensors, self._std, rng)) if self.trust == "client" else bounded
 
-    def _noised(self, tensors: Mapping[str, Tensor], scale: float, rng: np.random.Generator) -> Params:
-        std = self.noise_multiplier * self.sensitivity * scale
+    def signal_to_noise(self, mean: Knowledge, answers: Sequence[Knowledge], down: Knowledge = NOTHING) -> float:
+        """L2 norm of the mean over that of its noise, estimated from what was released, so that it tells nothing more.
+
+        The noise's expected square is taken off the mean's own; 0 where nothing is left.
+        """
+        std = self._mean_std if self.trust == "server" else self._std / math.sqrt(len(answers))
+        noise = self._square(std) * sum(value.numel() for value in mean.tensors.values())
+        square = sum(float(part.double().square().sum()) for part in self._moved(mean, down).values())
+        return math.sqrt(max(0.0, square - noise) / noise)
+
+    @property
+    def _std(self) -> float:
+        return self.noise_multiplier * self.sensitivity
+
+    @property
+    def _mean_std(self) -> float:
+        return self._std / (self.noise_cohort or self.cohort)
+
+    def _square(self, std: float) -> float:
+        """Expected square of one number of the noise."""
+        return std**2
+
+    def _moved(self, said: Knowledge, down: Knowledge) -> Mapping[str, Tensor]:
+        """What of a message depends on anybody's data."""
+        return said.tensors
+
+    def _noised(self, tensors: Mapping[str, Tensor], std: float, rng: np.random.Generator) -> Params:
         noised = {}
         for name, value in tensors.items():
             z = torch.from_numpy(rng.standard_normal(tuple(value.shape), dtype=np.float32)).to(value.device)
@@ -76,7 +115,12 @@ class Gaussian(Mechanism):
 
     def assumptions(self) -> tuple[str, ...]:
         """What the statement takes for granted."""
+        simulated = (
+            f"a simulation: the noise is that of {self.noise_cohort} clients a round, while {self.cohort} took part; a "
+            "run of that size would have this epsilon, this run has not"
+        )
         return (
+            *((simulated,) if self.hypothetical else ()),
             "the public set does not depend on private data",
             "the noise comes from a seeded generator, as simulations need; a deployment must draw it afresh",
         )
@@ -99,14 +143,12 @@ class GaussianRows(Gaussian):
 
     def bound(self, raw: Knowledge, down: Knowledge = NOTHING) -> Knowledge:
         """Clip every row (..., K) to L2 norm ``clip``; weight 1."""
-        logits = _finite(raw.tensors["logits"])
-        scale = (self.clip / logits.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
-        return Knowledge({"logits": logits * scale})
+        return Knowledge({"logits": clipped_rows(raw.tensors["logits"], self.clip)})
 
     def noisy_mean(self, bounded: list[Knowledge], rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:
         """(sum + noise) / expected cohort, when trust ends at the server."""
         total = torch.stack([k.tensors["logits"] for k in bounded]).sum(0) / self.cohort
-        return Knowledge(self._noised({"logits": total}, 1.0 / self.cohort, rng))
+        return Knowledge(self._noised({"logits": total}, self._mean_std, rng))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +171,8 @@ class GaussianUpdate(Gaussian):
         Raises:
             PrivacyError: The answer has a tensor that did not come down, so there is no update to clip.
         """
-        if missing := raw.tensors.keys() - down.tensors.keys():
-            raise PrivacyError(f"expected an answer of the parameters that came down, got {sorted(missing)} besides")
-        update = {name: _finite(value) - down.tensors[name] for name, value in raw.tensors.items()}
-        norm = math.sqrt(sum(float(part.double().square().sum()) for part in update.values()))
-        scale = min(1.0, self.clip / max(norm, 1e-12))
+        update = update_of(raw, down)
+        scale = min(1.0, self.clip / max(_norm(update), 1e-12))
         return Knowledge({name: down.tensors[name] + scale * part for name, part in update.items()})
 
     def noisy_mean(self, bounded: list[Knowledge], rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:
@@ -142,9 +181,31 @@ class GaussianUpdate(Gaussian):
             name: torch.stack([k.tensors[name] - down.tensors[name] for k in bounded]).sum(0) / self.cohort
             for name in bounded[0].tensors
         }
-        noised = self._noised(mean, 1.0 / self.cohort, rng)
+        noised = self._noised(mean, self._mean_std, rng)
         return Knowledge({name: down.tensors[name] + part for name, part in noised.items()})
 
+    def _moved(self, said: Knowledge, down: Knowledge) -> Mapping[str, Tensor]:
+        return update_of(said, down)
 
-def _finite(value: Tensor) -> Tensor:
+
+def clipped_rows(rows: Tensor, bound: float) -> Tensor:
+    """Rows (..., K) scaled down to L2 norm ``bound`` where they are longer; NaN and infinities become 0."""
+    rows = finite(rows)
+    clipped: Tensor = rows * (bound / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+    return clipped
+
+
+def finite(value: Tensor) -> Tensor:
+    """NaN and infinities become 0."""
     return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def update_of(raw: Knowledge, down: Knowledge) -> Params:
+    """``raw - down``; NaN and infinities in ``raw`` count as 0."""
+    if missing := raw.tensors.keys() - down.tensors.keys():
+        raise PrivacyError(f"expected an answer of the parameters that came down, got {sorted(missing)} besides")
+    return {name: finite(value) - down.tensors[name] for name, value in raw.tensors.items()}
+
+
+def _norm(update: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(part.double().square().sum()) for part in update.values()))

@@ -118,20 +118,22 @@ class Ledger:
 
     def would_exceed(self, client: int, event: DpEvent, budget_epsilon: float) -> bool:
         """Return whether one more release would bring the client's epsilon above ``budget_epsilon``."""
-        after = self._history(client, event)
+        return self._exceeds(self._history(client, event), budget_epsilon)
+
+    def _exceeds(self, after: tuple[DpEvent, ...], budget_epsilon: float) -> bool:
         # Both intervals give upper bounds, so the coarse one may acquit; only the fine one, for which noise is
         # calibrated, may convict.
         return self._cost(after, LIVE_INTERVAL) > budget_epsilon and self._cost(after, FINAL_INTERVAL) > budget_epsilon
 
-    def ask(self, client: int, event: DpEvent) -> None:
-        """Return if the client may make this release; nothing is booked yet.
+    def ask(self, client: int, *events: DpEvent) -> None:
+        """Return if the client may make this release, of one event or several; nothing is booked yet.
 
         Raises:
             BudgetExhausted: The release would bring the client above the budget. It must not be made.
         """
-        if self.budget is None or not self.would_exceed(client, event, self.budget):
+        if not events or self.budget is None or not self._exceeds(self._history(client, *events), self.budget):
             return
-        after = self._cost(self._history(client, event), FINAL_INTERVAL)
+        after = self._cost(self._history(client, *events), FINAL_INTERVAL)
         raise BudgetExhausted(
             f"client {client}: epsilon is {self.spent(client, FINAL_INTERVAL):.4g}, the next release would make it "
             f"{after:.4g}, above the budget of {self.budget:.4g} (delta {self.delta:g}); it was not made"
@@ -221,11 +223,11 @@ class Ledger:
         if [event.to_json() for event in self._history(client)] != composed:
             raise PrivacyError(f"client {client}: the ledger's releases do not add up to its counts; was it edited?")
 
-    def _history(self, client: int, more: DpEvent | None = None) -> tuple[DpEvent, ...]:
-        """A client's releases, merged; with one more if asked."""
+    def _history(self, client: int, *more: DpEvent) -> tuple[DpEvent, ...]:
+        """A client's releases, merged; with more if asked."""
         counts = self._counts.get(client, Counter())
         booked = (replace(event, steps=steps) for event, steps in counts.items())
-        return merge(booked if more is None else (*booked, more))
+        return merge((*booked, *more))
 
     def _dearest(self, interval: float) -> tuple[DpEvent, ...]:
         """The history of the client who spent most; clients with equal histories are priced once."""

@@ -6,16 +6,17 @@ follow from the bound and the neighbouring relation; they are never typed in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from fedkd.knowledge import Knowledge, Params
+from fedkd.knowledge import Knowledge, Params, Schema, nest
 from fedkd.method import Method
 from fedkd.task import Client, Task
-from privacy.accounting import Event, Relation, Unit
+from privacy.events import DpEvent, Relation, Unit
 from privacy.ledger import Ledger
 
 EXCLUDED = (
@@ -25,6 +26,20 @@ EXCLUDED = (
 )
 
 NOTHING = Knowledge({})
+
+CONTROL = "privacy"
+"""Prefix of tensors that travel for the mechanism's sake; no method sees them."""
+
+
+def with_control(said: Knowledge, control: Mapping[str, Tensor]) -> Knowledge:
+    """A method's message with what the mechanism has to say."""
+    return Knowledge({**said.tensors, **nest(CONTROL, control)}, said.weight) if control else said
+
+
+def without_control(said: Knowledge) -> Knowledge:
+    """A message as the method sees it."""
+    own = {name: value for name, value in said.tensors.items() if not name.startswith(f"{CONTROL}/")}
+    return said if len(own) == len(said.tensors) else Knowledge(own, said.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +58,28 @@ class Mechanism:
     relation: Relation = "replace"
     trust: Literal["client", "server"] = "client"
 
-    def event(self) -> Event | None:
-        """Privacy loss of one round's release; None when nothing is promised."""
-        return None
+    @property
+    def promises(self) -> bool:
+        """Whether anything is promised."""
+        return bool(self.events(first=True))
+
+    def events(self, first: bool = False) -> tuple[DpEvent, ...]:
+        """Privacy loss of one round's release, a client's first or a later one; empty when nothing is promised."""
+        return ()
+
+    @property
+    def noisy_messages(self) -> bool:
+        """Whether messages or their mean carry noise, so that `signal_to_noise` has an answer."""
+        return False
+
+    @property
+    def hypothetical(self) -> bool:
+        """Whether the epsilon is that of another federation, which this one only simulates."""
+        return False
+
+    def labels(self, y: Tensor, classes: int, rng: np.random.Generator) -> Tensor:
+        """The labels (n,) that a client learns from; ``rng`` is the same in every round."""
+        return y
 
     def personal_init(self, method: Method, task: Task, seed: int, client: int) -> Params:
         """What a client holds at home before its first round."""
@@ -75,13 +109,29 @@ class Mechanism:
         """Limit what one unit can change, on the client, in the answer to ``down``."""
         return raw
 
-    def noise(self, bounded: Knowledge, rng: np.random.Generator) -> Knowledge:
-        """Add noise to one client's bounded answer, where trust ends at the client."""
+    def noise(self, bounded: Knowledge, rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:
+        """Add noise to one client's bounded answer to ``down``, where trust ends at the client."""
         return bounded
 
     def noisy_mean(self, bounded: list[Knowledge], rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:
         """Mean over clients of their answers to ``down`` with noise, where trust ends at the server."""
         raise NotImplementedError
+
+    def signal_to_noise(self, mean: Knowledge, answers: Sequence[Knowledge], down: Knowledge = NOTHING) -> float | None:
+        """How much more is in a mean of released answers than noise; None where no noise is added to messages."""
+        return None
+
+    def control(self) -> Params:
+        """What the server tells clients for the mechanism's sake in round 1, by name; nothing by default."""
+        return {}
+
+    def controlled(self, control: Params, mean: Mapping[str, Tensor]) -> Params:
+        """`control` of the next round, from the mean of what clients said for the mechanism's sake."""
+        return control
+
+    def besides(self) -> Schema:
+        """What clients say for the mechanism's sake, besides the method's tensors."""
+        return {}
 
     def ledger(self) -> Ledger:
         """An empty ledger in this mechanism's terms."""

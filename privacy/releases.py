@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from fedkd.errors import ConfigError
 from privacy.arguments import choice, integer, positive, require
-from privacy.events import DiscreteGaussian, Event, FixedSize, Laplace, RandomisedResponse, Relation, Unit
+from privacy.events import DiscreteGaussian, Event, FixedSize, Laplace, RandomisedResponse, Relation, Skellam, Unit
 
 Observer = Literal["server", "client", "outsider"]
 
@@ -158,6 +158,34 @@ def counts(sigma: float, relation: Relation, steps: int = 1) -> DiscreteGaussian
     choice("relation", relation, get_args(Relation))
     cells = 2 if relation == "replace" else 1
     return DiscreteGaussian(positive("sigma", sigma), 1, cells * integer("steps", steps, 1))
+
+
+def skellam(variance: float, clip: float, scale: float, dimension: int, relation: Relation, steps: int = 1) -> Skellam:
+    """Skellam noise on a sum of vectors that were clipped, scaled and rounded to whole numbers.
+
+    Rounding moves each coordinate by less than 1, hence the vector by less than sqrt(dimension), whichever way it goes
+    (Kairouz, Liu, Steinke 2021, arXiv 2102.06387; their tighter bound needs conditions on the rounding). L1 is at most
+    sqrt(dimension) times L2.
+
+    Args:
+        variance: Variance of the noise on each coordinate of the sum, in units of the rounded numbers. If clients add
+            shares of it, that of the shares that arrived.
+        clip: L2 bound of one unit's vector before it is scaled.
+        scale: Steps of the grid in one unit of the vector.
+        dimension: Length of the vector.
+        relation: ``"add_remove"`` or ``"replace"`` one unit.
+        steps: Number of releases.
+
+    Raises:
+        ConfigError: A value is outside its range.
+
+    Example:
+        >>> skellam(1e4, clip=1.0, scale=90.0, dimension=100, relation="add_remove")
+        Skellam(variance=10000.0, l1=1000.0, l2=100.0, steps=1)
+    """
+    root = math.sqrt(integer("dimension", dimension, 1))
+    l2 = sensitivity(positive("clip", clip) * positive("scale", scale) + root, relation)
+    return Skellam(positive("variance", variance), root * l2, l2, steps)
 
 
 def randomised_response(report_epsilon: float, classes: int, steps: int = 1) -> RandomisedResponse:

@@ -26,9 +26,12 @@ class Ditto(FedAvg):
     """FedAvg, and at home a personal model that is drawn towards the global one."""
 
     evidence: ClassVar[Evidence] = "official-code"
-    reads_records: ClassVar[bool] = True
 
     lam: float = Field(0.1, ge=0, description="strength of the pull towards the global model (lambda)")
+
+    def reads_records(self) -> bool:
+        """It trains twice a round."""
+        return True
 
     def personal_init(self, task: Task, seed: int, client: int) -> Params:
         """v_k = w_0."""

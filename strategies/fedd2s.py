@@ -36,8 +36,9 @@ Decided here:
   alone and answers without a tensor.
 * Clients of one architecture start from common parameters, which cost no message (``start``): one head then meets
   features that mean similar things. The server's rows weigh as much together as their message does; that is one each.
-* ``upload = "class_mean"`` sends for each class, held or not, the means and the count, q comes by class; the server
-  weights rows by counts. int8 features are rounded to 127 levels either side of 0, one scale a message; fp16 is plain.
+* ``upload = "class_mean"`` sends for each class, held or not, the sums over its records and their count, which say the
+  means; q comes by class; the server weights rows by counts. int8 features are rounded to 127 levels either side of 0,
+  one scale a message; fp16 is plain; both are for rows of records.
 * The server descends by the clients' update rule, anew each round, with batches of its own size: in small ones, heads
   would cost more than the clients.
 """
@@ -45,7 +46,7 @@ Decided here:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -57,9 +58,9 @@ from torch import Tensor
 from fedkd import learn, seeds
 from fedkd.errors import ConfigError
 from fedkd.knowledge import RECORD, Knowledge, Params, Schema, nest, pick
-from fedkd.losses import cross_entropy, kl
+from fedkd.losses import Loss, cross_entropy, kl
 from fedkd.method import Answer, Evidence, Method, Peer, Pool, size
-from fedkd.models import Model, feature_shape, in_batches
+from fedkd.models import Model, feature_shape, in_batches, with_features
 from fedkd.task import Client, Task
 
 BATCH = 128  # rows of a pass without gradients; on one core larger ones leave its cache
@@ -76,7 +77,6 @@ class FedD2S(Method):
     evidence: ClassVar[Evidence] = "reconstruction"
     sends = "features"
     needs_each: ClassVar[bool] = True
-    reads_records: ClassVar[bool] = True
 
     dropping: list[str] | None = Field(None, description="blocks to cut after; default all but each model's last")
     order: Literal["deep_to_shallow", "shallow_to_deep", "random"] = Field(
@@ -112,6 +112,19 @@ class FedD2S(Method):
     server_epochs: int = Field(1, ge=1, description="epochs a round of the server's heads")
     server_batch: int = Field(128, ge=1, description="minibatch size of the server's heads")
     warmup_heads: int = Field(0, ge=0, description="epochs more in a head's first round")
+
+    def answers_sums(self) -> bool:
+        """Of features and logits by class, where that is what is uploaded."""
+        return self.upload == "class_mean"
+
+    def reads_records(self) -> bool:
+        """One by one, unless the soft labels go by class and train all layers."""
+        return not (self.answers_sums() and self.downlink == "logits" and self.kd_grad == "all")
+
+    def summed(self, task: Task, down: Knowledge) -> Callable[[Params, Tensor], Tensor] | None:
+        """Features at the cut and logits, side by side."""
+        depth = _told("cut", task.model, down)
+        return None if depth is None or self.upload == "per_sample" else with_features(task.model, depth).apply
 
     # --- The schedule ---------------------------------------------------------------------------------------------
 
@@ -169,6 +182,11 @@ class FedD2S(Method):
             raise ConfigError(
                 "method.period: expected the rounds a cut is held with mode=period, got none; say period=5"
             )
+        if self.upload == "class_mean" and self.feature_dtype != "fp32":
+            raise ConfigError(
+                f"method.feature_dtype={self.feature_dtype}: is about rows of records, and class_mean sends one for "
+                "each class; use fp32"
+            )
         if self.upload == "class_mean" and not held.all():
             nobody = np.flatnonzero(~held).tolist()
             raise ConfigError(
@@ -220,18 +238,14 @@ class FedD2S(Method):
         dtype = DTYPES[self.feature_dtype]
         schema: dict[str, tuple[tuple[int | str, ...], torch.dtype]]
         if self.upload == "class_mean":
-            schema = {
-                "h": ((classes, *feature), dtype),
-                "z": ((classes, classes), torch.float32),
-                "count": ((classes,), torch.int64),
-            }
-        else:
-            schema = {
-                f"{RECORD}h": (("records", *feature), dtype),
-                f"{RECORD}z": (("records", classes), torch.float32),
-                f"{RECORD}y": (("records",), torch.int64),
-                f"{RECORD}id": (("records",), torch.int64),
-            }
+            width = math.prod(feature) + classes
+            return {"sums": ((classes, width), torch.float32), "counts": ((classes,), torch.float32)}
+        schema = {
+            f"{RECORD}h": (("records", *feature), dtype),
+            f"{RECORD}z": (("records", classes), torch.float32),
+            f"{RECORD}y": (("records",), torch.int64),
+            f"{RECORD}id": (("records",), torch.int64),
+        }
         return schema | ({"scale": ((), torch.float32)} if self.feature_dtype == "int8" else {})
 
     # --- The client -----------------------------------------------------------------------------------------------
@@ -241,8 +255,24 @@ class FedD2S(Method):
         depth = _told("cut", task.model, down)
         if depth is None:  # all layers are dropped
             return task.fit(task, client.personal, client), Knowledge({}, size(client))
-        w = self.distil(task, client, self._given(task, client, down), depth)
-        return w, Knowledge(self._answer(task, w, client, depth), size(client))
+        if self.upload == "class_mean" and self.kd_grad == "all" and "q" in down.tensors:
+            w = task.fit(task, client.personal, client, loss=self._pulled(down.tensors["q"]))
+        else:
+            w = self.distil(task, client, self._given(task, client, down), depth)
+        rows = self.summed(task, down)
+        if rows is None:
+            return w, Knowledge(self._answer(task, w, client, depth), size(client))
+        sums, counts = task.sums(task, w, client, rows)
+        return w, Knowledge({"sums": sums, "counts": counts}, size(client))
+
+    def _pulled(self, q: Tensor) -> Loss:
+        distance = kl(self.temperature)
+
+        def loss(logits: Tensor, y: Tensor) -> Tensor:
+            y = y.clamp(min=0)
+            return cross_entropy(logits, y) + self.lam_client * distance(logits, q[y])
+
+        return loss
 
     def distil(self, task: Task, client: Client, given: Given | None, depth: int) -> Params:
         """Minibatch descent on cross-entropy and, where there are soft labels, the KL to them."""
@@ -289,15 +319,9 @@ class FedD2S(Method):
         h = in_batches(partial(task.model.features, w, depth=depth), client.x, BATCH)
         z = in_batches(partial(task.model.head, w, depth=depth), h, BATCH)
         real = client.y >= 0
-        if self.upload == "per_sample":
-            ids = torch.where(real, torch.arange(len(real), device=real.device), -1)
-            sent, scale = self._compress(h, real)
-            return {f"{RECORD}h": sent, f"{RECORD}z": z, f"{RECORD}y": client.y, f"{RECORD}id": ids} | scale
-        member = learn.members(client.y, task.num_classes)
-        count = member.sum(0)
-        share = (member / count.clamp(min=1)).T
-        sent, scale = self._compress((share @ h.flatten(1)).reshape(task.num_classes, *h.shape[1:]), count > 0)
-        return {"h": sent, "z": share @ z, "count": count} | scale
+        ids = torch.where(real, torch.arange(len(real), device=real.device), -1)
+        sent, scale = self._compress(h, real)
+        return {f"{RECORD}h": sent, f"{RECORD}z": z, f"{RECORD}y": client.y, f"{RECORD}id": ids} | scale
 
     def _compress(self, h: Tensor, real: Tensor) -> tuple[Tensor, Params]:
         if self.feature_dtype != "int8":
@@ -318,7 +342,8 @@ class FedD2S(Method):
         after = dict(server)
         for (place, depth), answers in sorted(groups.items(), key=lambda item: item[0]):
             model = task.models[answers[0].peer.model]
-            h = torch.cat([_features(a.knowledge) for a in answers])
+            shape = feature_shape(model, depth, task.input_shape)
+            h = torch.cat([_features(a.knowledge, shape) for a in answers])
             head, labels = self._train(task, server, depth, answers, h, rng)
             after |= nest(f"head/{place}/{depth}", head)
             after[f"trained/{place}/{depth}"] = server.get(f"trained/{place}/{depth}", torch.tensor(0)) + 1
@@ -402,21 +427,30 @@ def _of(client: int) -> str:
     return f"client/{client:05d}"
 
 
-def _features(said: Knowledge) -> Tensor:
-    h = said.tensors["h"] if "h" in said.tensors else said.tensors[f"{RECORD}h"]
-    h = h.to(torch.get_default_dtype())
+def _features(said: Knowledge, shape: tuple[int, ...]) -> Tensor:
+    if "sums" in said.tensors:
+        return _means(said)[:, : math.prod(shape)].reshape(-1, *shape)
+    h = said.tensors[f"{RECORD}h"].to(torch.get_default_dtype())
     return h * said.tensors["scale"] if "scale" in said.tensors else h
 
 
 def _logits(said: Knowledge) -> Tensor:
-    return said.tensors["z"] if "z" in said.tensors else said.tensors[f"{RECORD}z"]
+    return _means(said)[:, -len(said.tensors["counts"]) :] if "sums" in said.tensors else said.tensors[f"{RECORD}z"]
+
+
+def _means(said: Knowledge) -> Tensor:
+    counts = said.tensors["counts"]
+    return said.tensors["sums"] / torch.where(counts > 0, counts, 1.0)[:, None]
 
 
 def _labels(said: Knowledge) -> tuple[Tensor, Tensor]:
     """Labels and weights of an answer's rows; the weights add up to that of the message."""
-    if "count" in said.tensors:
-        count = said.tensors["count"].clamp(min=0)
-        return torch.arange(len(count), device=count.device), said.weight * count / count.sum().clamp(min=1)
+    if "counts" in said.tensors:
+        counts = said.tensors["counts"].clamp(min=0)
+        total = counts.sum()
+        return torch.arange(len(counts), device=counts.device), said.weight * counts / torch.where(
+            total > 0, total, 1.0
+        )
     y, classes = said.tensors[f"{RECORD}y"], said.tensors[f"{RECORD}z"].shape[1]
     real = (y >= 0) & (y < classes)  # a label that is none would end the run
     return y.clamp(0, classes - 1), said.weight * real / max(len(y), 1)

@@ -14,6 +14,7 @@ choose, hence ``sends = "prototypes"``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,7 +22,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedkd import learn
 from fedkd.knowledge import Knowledge, Params, Schema
 from fedkd.losses import Loss, cross_entropy, kl
 from fedkd.method import Evidence, Method, Peer, Pool
@@ -39,16 +39,23 @@ class FedDistill(Method):
     evidence: ClassVar[Evidence] = "reconstruction"
     sends = "prototypes"
     needs_each: ClassVar[bool] = True
-    reads_records: ClassVar[bool] = True
 
     lam: float = Field(1.0, ge=0, description="weight of the pull to the others' class mean")
     loss: Literal["kl", "mse"] = Field("kl", description="the pull: KL of softmaxes, or squared distance of logits")
     temperature: float = Field(1.0, gt=0, description="temperature of the KL")
 
+    def answers_sums(self) -> bool:
+        """Sums of logits by class, and counts, say the same as means."""
+        return True
+
+    def summed(self, task: Task, down: Knowledge) -> Callable[[Params, Tensor], Tensor]:
+        """Logits."""
+        return task.model.apply
+
     def reply_schema(self, task: Task, down: Knowledge) -> Schema:
-        """Mean logits of each class (K, K) and the client's records of it."""
+        """Sum of the logits of each class (K, K) and the client's records of it."""
         k = task.num_classes
-        return {"logits": ((k, k), torch.float32), "counts": ((k,), torch.float32)}
+        return {"sums": ((k, k), torch.float32), "counts": ((k,), torch.float32)}
 
     def server_init(self, task: Task, seed: int) -> Params:
         """Nobody has spoken."""
@@ -69,11 +76,8 @@ class FedDistill(Method):
         """Train towards labels and the others' class means, then answer with one's own."""
         taught = "logits" in down.tensors
         w = task.fit(task, client.personal, client, loss=self.pulled(down) if taught else cross_entropy)
-        logits = task.model.logits(w, client.x)
-        member = learn.members(client.y, task.num_classes).to(logits.dtype)
-        counts = member.sum(0)
-        means = member.T @ logits / counts.clamp(min=1)[:, None]
-        return w, Knowledge({"logits": means, "counts": counts})
+        sums, counts = task.sums(task, w, client, self.summed(task, down))
+        return w, Knowledge({"sums": sums, "counts": counts})
 
     def pulled(self, down: Knowledge) -> Loss:
         """CE(f(x), y) + lam * distance(f(x), F_y)."""
@@ -100,5 +104,7 @@ class FedDistill(Method):
 
 def _row(knowledge: Knowledge) -> Tensor:
     """Means (K, K) and who counts (K,) side by side (K, K + 1), in doubles: later the own part is taken off again."""
-    weight = (knowledge.weight * (knowledge.tensors["counts"] > 0)).double()[:, None]
-    return torch.cat([weight * knowledge.tensors["logits"], weight], 1)
+    counts = knowledge.tensors["counts"]
+    weight = (knowledge.weight * (counts > 0)).double()[:, None]
+    means = knowledge.tensors["sums"] / torch.where(counts > 0, counts, 1.0)[:, None]
+    return torch.cat([weight * means, weight], 1)

@@ -18,7 +18,8 @@ What ``linear``'s head reads is the record itself, which no pull moves: it is re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -27,12 +28,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedkd import learn
 from fedkd.errors import ConfigError
 from fedkd.knowledge import Knowledge, Params, Schema
 from fedkd.losses import cross_entropy
 from fedkd.method import Evidence, Method, Peer, Pool
-from fedkd.models import Model, feature_shape, in_batches
+from fedkd.models import Model, feature_shape, with_features
 from fedkd.task import Client, Task
 
 HEAD = ("head.weight", "head.bias")
@@ -44,7 +44,6 @@ class FedProto(Method):
 
     evidence: ClassVar[Evidence] = "official-code"
     sends = "prototypes"
-    reads_records: ClassVar[bool] = True
 
     lam: float = Field(1.0, ge=0, description="weight of the pull to the global prototypes")
     weighting: Literal["counts", "uniform"] = Field("counts", description="mean over the owners of a class")
@@ -73,10 +72,22 @@ class FedProto(Method):
                     "use method.inference=head"
                 )
 
+    def answers_sums(self) -> bool:
+        """Unless every owner of a class is to weigh the same, which is a function of the sums."""
+        return self.weighting == "counts"
+
+    def reads_records(self) -> bool:
+        """As `answers_sums`."""
+        return not self.answers_sums()
+
+    def summed(self, task: Task, down: Knowledge) -> Callable[[Params, Tensor], Tensor]:
+        """What the head reads."""
+        return partial(task.model.features, depth=len(task.model.blocks) - 1)
+
     def reply_schema(self, task: Task, down: Knowledge) -> Schema:
         """Weighted sums of features per class (K, d), and the weights."""
         k = task.num_classes
-        return {"sums": ((k, width(task)), torch.float32), "weights": ((k,), torch.float32)}
+        return {"sums": ((k, width(task)), torch.float32), "counts": ((k,), torch.float32)}
 
     def server_init(self, task: Task, seed: int) -> Params:
         """No prototypes yet."""
@@ -91,28 +102,23 @@ class FedProto(Method):
         model, depth = task.model, len(task.model.blocks) - 1
         told = down.tensors
 
-        def objective(p: Params, row: Tensor) -> Tensor:
-            index = row.clamp(min=0)
-            y = client.y[index].clamp(min=0)
-            h = model.features(p, client.x[index], depth)
-            pull = (told["weights"][y] > 0) * (h.flatten(1) - told["prototypes"][y]).square().mean(-1)
-            return learn.masked_mean(cross_entropy(model.head(p, h, depth), y) + self.lam * pull, row)
+        def pulled(out: Tensor, y: Tensor) -> Tensor:
+            y, h = y.clamp(min=0), out[:, : -task.num_classes]
+            pull: Tensor = (told["weights"][y] > 0) * (h - told["prototypes"][y]).square().mean(-1)
+            return cross_entropy(out[:, -task.num_classes :], y) + self.lam * pull
 
         if "prototypes" in told:
-            w = learn.descend(client.personal, client.order, objective, task.optimizer)
+            w = task.fit(replace(task, model=with_features(model, depth)), client.personal, client, loss=pulled)
         else:
             w = task.fit(task, client.personal, client)
-        h = in_batches(partial(model.features, w, depth=depth), client.x).flatten(1)
-        member = learn.members(client.y, task.num_classes).to(h.dtype)
-        counts = member.sum(0)
-        sums, weights = member.T @ h, counts
+        sums, counts = task.sums(task, w, client, self.summed(task, down))
         if self.weighting == "uniform":
-            sums, weights = sums / counts.clamp(min=1)[:, None], counts.clamp(max=1)
-        return w, Knowledge({"sums": sums, "weights": weights})
+            sums, counts = sums / counts.clamp(min=1)[:, None], counts.clamp(max=1)
+        return w, Knowledge({"sums": sums, "counts": counts})
 
     def aggregate(self, task: Task, server: Params, pool: Pool, t: int, rng: np.random.Generator) -> Params:
         """C_y: the mean over the owners of class y; as it was where there are none."""
-        sums, weights = pool.mean.tensors["sums"], pool.mean.tensors["weights"]
+        sums, weights = pool.mean.tensors["sums"], pool.mean.tensors["counts"]
         held = weights > 0
         old = server or {"prototypes": torch.zeros_like(sums), "weights": torch.zeros_like(weights)}
         means = sums / torch.where(held, weights, 1.0)[:, None]

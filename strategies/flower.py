@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -23,10 +24,11 @@ from fedkd.knowledge import Knowledge, Params
 from fedkd.method import Peer
 from fedkd.metrics import Accuracy, Score
 from fedkd.transcript import Line, Transcript
-from privacy.accounting import FINAL_INTERVAL, Event
+from privacy.accounting import FINAL_INTERVAL
+from privacy.events import DpEvent, read_event
 from privacy.gate import Pool, Released, admit
 from privacy.ledger import Ledger
-from privacy.mechanism import Mechanism
+from privacy.mechanism import Mechanism, with_control, without_control
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Round:
     Attributes:
         accuracy: None in rounds that were not evaluated.
         epsilon: Spent so far, the largest over clients; None when nothing is promised.
+        signal_to_noise: Of the mean of this round's answers; None where messages carry no noise.
         lines: The transcript of this round.
     """
 
@@ -45,6 +48,7 @@ class Round:
     bytes_up: int
     bytes_down: int
     epsilon: float | None
+    signal_to_noise: float | None
     failures: list[Line]
     lines: list[Line]
     seconds: float
@@ -70,6 +74,8 @@ class KnowledgeStrategy(Strategy):
         self.task = federation.server_task
         self.server = self._here(self.method.server_init(self.task, self.config.seed))
         self.ledger: Ledger = mechanism.ledger()
+        self.control: Params = mechanism.control()
+        self.signal_to_noise: float | None = None
         self.transcript = Transcript()
         self.round = 0
         self.last = self.config.federation.rounds
@@ -79,9 +85,10 @@ class KnowledgeStrategy(Strategy):
         self._asked: dict[int, tuple[int, Knowledge]] = {}  # this round's cohort: (node id, what it was told)
         self._packed_last: tuple[tuple[object, ...], Knowledge, RecordDict] | None = None
 
-    def resume(self, t: int, server: Params, ledger: Ledger) -> None:
+    def resume(self, t: int, server: Params, ledger: Ledger, control: Mapping[str, float] | None = None) -> None:
         """Continue after round ``t``."""
         self.round, self.server, self.ledger = t, self._here(server), ledger
+        self.control = {name: torch.tensor(value) for name, value in (control or {}).items()}
 
     def summary(self) -> None:
         """Flower's hook; the run's own output says more."""
@@ -133,10 +140,8 @@ class KnowledgeStrategy(Strategy):
             BudgetExhausted: This round would pass the budget of a client in the cohort; nothing has left.
         """
         chosen = cohort(self.config, server_round)
-        event = self.mechanism.event()
-        if event is not None:
-            for client in chosen:
-                self.ledger.ask(client, event)
+        for client in chosen:
+            self.ledger.ask(client, *self._promised(client))
         self._asked, messages = {}, []
         for client in chosen:
             knowledge = self._said_to(server_round, client)
@@ -162,10 +167,11 @@ class KnowledgeStrategy(Strategy):
                 f"round {server_round}: {len(released)} of {asked} clients gave a usable answer, "
                 f"federation.quorum asks for {needed}{first}"
             )
-        rng = seeds.generator(self.config.seed, "server", server_round)
-        noise = seeds.generator(self.config.seed, "server noise", server_round)
+        rng = seeds.generator(self.config.training_seed, "server", server_round)
+        noise = seeds.generator(self.config.training_seed, "server noise", server_round)
         pool = Pool(released, self.mechanism, noise, next(iter(self._asked.values()))[1])
         self.server = self.method.aggregate(self.task, self.server, pool, server_round, rng)
+        self.control, self.signal_to_noise = pool.control(self.control), pool.signal_to_noise()
         self.round = server_round
         counts = MetricRecord({"answers": len(released), "refused": asked - len(released)})
         return wire.to_record(self.server), counts
@@ -204,6 +210,7 @@ class KnowledgeStrategy(Strategy):
             bytes_up=self.transcript.bytes("up"),
             bytes_down=self.transcript.bytes("down"),
             epsilon=self.epsilon(),
+            signal_to_noise=self.signal_to_noise,
             failures=self.transcript.failures(),
             lines=self.transcript.flush(),
             seconds=seconds,
@@ -214,15 +221,19 @@ class KnowledgeStrategy(Strategy):
 
     def epsilon(self) -> float | None:
         """Spent so far, the largest over clients; None when nothing is promised."""
-        if self.mechanism.event() is None:
+        if not self.mechanism.promises:
             return None
         spent, budget = self.ledger.spent(), self.mechanism.budget
         if budget is not None and spent > budget:  # the quick grid overstates; look closer before saying so
             return self.ledger.spent(interval=FINAL_INTERVAL)
         return spent
 
+    def _promised(self, client: int) -> tuple[DpEvent, ...]:
+        return self.mechanism.events(first=not self.ledger.releases(client))
+
     def _said_to(self, t: int, client: int) -> Knowledge:
-        return self.method.send(self.task, self.server, t, Peer(client, self.federation.client_models[client]))
+        peer = Peer(client, self.federation.client_models[client])
+        return with_control(self.method.send(self.task, self.server, t, peer), self.control)
 
     def _message(self, t: int, client: int, kind: str, knowledge: Knowledge, grid: Grid) -> Message:
         if self._node_of is None:
@@ -260,16 +271,15 @@ class KnowledgeStrategy(Strategy):
         said, about = wire.unpack(reply.content)
         knowledge = said.to(self.federation.device)
         try:
-            event = Event.from_json(json.loads(str(about["event"]))) if about["event"] else None
+            events = tuple(read_event(event) for event in json.loads(str(about["events"])))
             peer, at = Peer(int(about["client"]), str(about["model"])), int(about["round"])  # type: ignore[arg-type]
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise SchemaError(f"client {client}, round {t}: the answer does not say what it is ({error})") from error
         expected = Peer(client, self.federation.client_models[client])
-        schema = self.method.reply_schema(self.federation.client_task(client), down)
-        promised = self.mechanism.event()
-        if event is not None and promised is not None:  # it left, whether or not it is of use
-            self.ledger.record(client, t, promised)
-        released = admit(Released(peer, at, knowledge, event), t, expected, schema, self.mechanism)
+        schema = self.method.reply_schema(self.federation.client_task(client), without_control(down))
+        for event in self._promised(client):  # it left, whatever it says of itself, and whether or not it is of use
+            self.ledger.record(client, t, event)
+        released = admit(Released(peer, at, knowledge, events), t, expected, schema, self.mechanism)
         self.transcript.write(t, client, "up", released.knowledge)
         return released
 

@@ -34,10 +34,13 @@ class FML(Method):
     text: ClassVar[bool] = True
     answers_parameters: ClassVar[bool] = True
     sends = "params"
-    reads_records: ClassVar[bool] = True
 
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the labels in the personal model's loss; rest: meme")
     beta: float = Field(0.5, ge=0, le=1, description="weight of the labels in the meme's loss; rest: personal model")
+
+    def reads_records(self) -> bool:
+        """It learns from private records by losses of its own."""
+        return True
 
     def check(self, tasks: Mapping[str, Task], held: np.ndarray) -> None:
         """An architecture is known by its parameters."""

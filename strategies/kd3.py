@@ -244,6 +244,7 @@ class KD3(Method):
     sends = "params"
     needs_public: ClassVar[bool] = True
     needs_each: ClassVar[bool] = True
+    answers_parameters: ClassVar[bool] = True
 
     teacher: Literal["ensemble", "average"] = Field("ensemble", description="whose logits select and weigh")
     teacher_model: str | None = Field(

@@ -136,7 +136,6 @@ class Swing(Tempered):
 
     sends = "params"
     answers_parameters: ClassVar[bool] = True
-    reads_records: ClassVar[bool] = True
 
     distil_epochs: int = Field(1, ge=0, description="the student's epochs a round; 'epochs' are the teacher's")
     beta: float = Field(0.5, ge=0, le=1, description="weight of the teacher in the student's loss; rest: hard labels")
@@ -147,6 +146,10 @@ class Swing(Tempered):
         "mask", description="where s >= threshold: no hard label, all the same, or nothing is learnt there at all"
     )
     threshold: float = Field(0.5, gt=0, le=1, description="score from which on a token counts as private")
+
+    def reads_records(self) -> bool:
+        """It learns from private records by losses of its own."""
+        return True
 
     def draws(self, rng: np.random.Generator, task: Task, records: int) -> dict[str, Tensor]:
         """The student's minibatches, and eta."""

@@ -41,7 +41,7 @@ class _Scene:
             raise TypeError(f"expected FedDF, got {config.method_name}")
         task, mechanism = federation.server_task, mechanisms.build(federation)
         answers = [
-            Released(Peer(k, task.model.name), 1, Knowledge(task.model.init(config.seed, k + 1)), None)
+            Released(Peer(k, task.model.name), 1, Knowledge(task.model.init(config.seed, k + 1)), ())
             for k in range(config.federation.cohort_size())
         ]
         pool = Pool(answers, mechanism, seeds.generator(config.seed, "server noise", 1))

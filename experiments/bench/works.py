@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from experiments.bench import data, foreign, fusion, hand, memory, methods, ours, pfl, start, text
+from experiments.bench import data, foreign, fusion, hand, memory, methods, ours, pfl, private, start, text
 from experiments.bench.data import Data
 from experiments.bench.foreign import Foreign
 from experiments.bench.spec import Contender, Reach, Settings, Work
@@ -309,6 +309,9 @@ WORKS: dict[str, Work] = {
         _cuts("mlp"),
         Work("swing", "a round of teachers that teach a student on text, transformer", "KD", _swing_sizes, _swing),
         Work("exposure", "exact ranks of secrets in text on one transformer", None, _exposure_sizes, _exposure),
+        private.dp_sgd("dp_sgd", 128),
+        private.dp_sgd("dp_sgd-32", 32),
+        private.EPSILON,
         Work("memory", "peak memory by registered clients", "few", _memory_sizes, _memory, "MB", warm=False, most=2),
     )
 }

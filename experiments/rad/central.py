@@ -124,7 +124,7 @@ def rounds(seen: Scene, run: Config) -> Iterator[dict[str, float]]:
     for t in range(1, run.federation.rounds + 1):
         questions = pick("question", server)
         probs = softmax(task.model.logits(pick("student", server), task.public_x).double(), 1).numpy()
-        said = Released(Peer(0, task.model.name), t, Knowledge({"logits": seen.answer(questions)}), None)
+        said = Released(Peer(0, task.model.name), t, Knowledge({"logits": seen.answer(questions)}), ())
         pool = Pool([said], Mechanism(), seeds.generator(run.seed, "nothing"))
         server = method.aggregate(task, server, pool, t, seeds.generator(run.seed, "server", t))
         student = method.student(task, server) or {}

@@ -146,7 +146,7 @@ class Audit:
     chance_exposure: float
     secrets: tuple[Secret, ...] = ()
     certified: tuple[Certified, ...] = ()
-    labels: str = ""
+    inferences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,11 @@ def read_audit(value: Any) -> Audit | None:
         chance_auroc=number(chance.get("auroc")) or 0.5,
         chance_exposure=level,
         secrets=tuple(_secret(mapping(one, None)) for one in items(value.get("secrets"))),
-        labels=plain(mapping(value.get("labels"), None).get("sentence") or ""),
-        certified=tuple(_certified(mapping(one, None)) for one in items(value.get("verdicts"))),
+        inferences=_inferences(value),
+        certified=(
+            *(_certified(mapping(one, None)) for one in items(value.get("verdicts"))),
+            *((_of_noise(mapping(value["noise"], None)),) if "noise" in value else ()),
+        ),
     )
 
 
@@ -57,6 +60,26 @@ def _certified(told: Mapping[str, Any]) -> Certified:
         claimed=number(told.get("claimed")),
         audited=number(told.get("audited")),
         visible=number(mapping(told.get("power"), None).get("mean")),
+        contradicted=told.get("outcome") == "contradicted",
+        sentence=plain(told.get("sentence") or ""),
+    )
+
+
+def _inferences(value: Mapping[str, Any]) -> tuple[str, ...]:
+    """What else was tried, in a sentence each."""
+    means = mapping(value.get("class_means"), None)
+    told = [value.get("labels"), means.get("records"), means.get("presence")]
+    said = [plain(mapping(one, None).get("sentence") or "") for one in told]
+    return tuple(one for one in said if one)
+
+
+def _of_noise(told: Mapping[str, Any]) -> Certified:
+    """What canary clients found of the noise on messages."""
+    return Certified(
+        target=plain(told.get("target") or "noise"),
+        claimed=number(told.get("claimed_epsilon")),
+        audited=number(told.get("epsilon")),
+        visible=None,
         contradicted=told.get("outcome") == "contradicted",
         sentence=plain(told.get("sentence") or ""),
     )

@@ -172,8 +172,9 @@ def audit(run: Run) -> str:
         f"is none. Exposure is read against its chance level, {found.chance_exposure:.2f} bits, not against 0. Filled "
         "points leave the client; hollow ones stay home, with an owner who has the records anyway."
     )
-    labels = f"<p>Label inference. {escape(found.labels)}</p>\n" if found.labels else ""
-    return figure(drawn, note) + tables.audit(found.targets) + labels + _certified(found.certified)
+    also = "".join(f"<li>{escape(one)}</li>\n" for one in found.inferences)
+    inferred = f"<p>What else was inferred from messages:</p>\n<ul>\n{also}</ul>\n" if also else ""
+    return figure(drawn, note) + tables.audit(found.targets) + inferred + _certified(found.certified)
 
 
 def _certified(found: Sequence[Certified]) -> str:

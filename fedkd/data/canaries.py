@@ -61,6 +61,21 @@ def wrong_labels(y: IntArray, num_classes: int, seed: int) -> IntArray:
     return (y + shift) % num_classes
 
 
+def shadow_coins(count: int, seed: int, shadow: int) -> BoolArray:
+    """Return the fair coins of one shadow of the run, independent of one another and of the run's own.
+
+    Shadow 2 is the opposite of shadow 1, 4 of 3, and so on: of an even number from 1, exactly half saw each canary.
+
+    Args:
+        count: How many, m.
+        seed: The run's seed.
+        shadow: Which shadow, from 1.
+    """
+    pair, opposite = divmod(shadow - 1, 2)
+    drawn = generator(seed, "canary coin", round=pair + 1).integers(0, 2, size=count).astype(np.bool_)
+    return ~drawn if opposite else drawn
+
+
 def coins(count: int, seed: int) -> BoolArray:
     """Return ``count`` independent fair coins; a purpose of their own makes them independent of every other draw."""
     return generator(seed, "canary coin").integers(0, 2, size=count).astype(np.bool_)

@@ -42,6 +42,7 @@ class SplitSpec:
         min_size: Smallest allowed client, its own test images and all its canaries counted.
         test_fraction: Share of a client's images that becomes its own test, in [0, 1); 0 for none.
         canaries: How many mislabelled images to plant, half of them on average (see ``fedkd.data.canaries``).
+        coins: The shadow whose coins decide which canaries are planted, from 1; None for the run's own.
         limit: Use a random subset of this many images, with the classes in the data set's proportions; None for all.
 
     Raises:
@@ -57,6 +58,7 @@ class SplitSpec:
     min_size: int = 2
     test_fraction: float = 0.2
     canaries: int = 0
+    coins: int | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -147,7 +149,9 @@ def split(dataset: Dataset, spec: SplitSpec, seed: int) -> Split:
     wrong = canary.wrong_labels(dataset.y[chosen], dataset.num_classes, seed)
     parts = _parts(dataset, pool, _relabelled(dataset.y, chosen, wrong), spec, seed)
     own_test = Ragged(_own_test(dataset.y, part, chosen, spec, seed, client) for client, part in enumerate(parts))
-    planted = Canaries(chosen, wrong, _owners(parts, chosen), canary.coins(len(chosen), seed))
+    shadow, m = spec.coins, len(chosen)
+    included = canary.coins(m, seed) if shadow is None else canary.shadow_coins(m, seed, shadow)
+    planted = Canaries(chosen, wrong, _owners(parts, chosen), included)
     train = _train(parts, own_test, planted)
     return Split(test, dataset.test_y is not None, public, train, own_test, planted)
 

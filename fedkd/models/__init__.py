@@ -96,6 +96,25 @@ class Model:
         return {}
 
 
+class _WithFeatures(nn.Sequential):
+    depth: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = h = x
+        for i, block in enumerate(self):
+            kept = h if i == self.depth else kept
+            h = block(h)
+        return torch.cat([kept.flatten(1), h], 1)
+
+
+@lru_cache(maxsize=64)
+def with_features(model: Model, depth: int) -> Model:
+    """The same parameters, answering with features after ``depth`` blocks and logits side by side (b, d + K)."""
+    net = _WithFeatures(OrderedDict(model.net.named_children()))
+    net.depth = depth
+    return Model(f"{model.name} with features", net)
+
+
 def at_pool(model: Model) -> tuple[Model, Model]:
     """A model as two: up to its last feature map (b, C, h, w), and from the pooling of this map to the logits.
 

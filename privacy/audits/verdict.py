@@ -147,7 +147,7 @@ class Verdict:
             "nothing claimed": "a low figure would prove no privacy",
         }[self.outcome]
         return (
-            f"{self.target}: {claim}, {found} by audit ({self.method}, {self.m} {what}, {self.confidence:.0%}, "
+            f"{self.target}: {claim}, {found} by audit ({self.method}, {self.m} {what}, {100 * self.confidence:g}%, "
             f"delta {self.delta:g}); an epsilon of {self.power.epsilon:.2f} would be certified as "
             f"{self.power.mean:.2f} on average: {end}."
         )

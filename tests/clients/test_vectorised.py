@@ -266,7 +266,7 @@ def client(records: int = 23, batch: int = 8, epochs: int = 2, seed: int = 0) ->
 
 def task(name: str, optimizer) -> Task:
     model = build(name, SHAPE, 10)
-    return Task(model, {name: model}, 10, torch.empty((0, *SHAPE)), 1, optimizer, learn.fit)
+    return Task(model, {name: model}, 10, torch.empty((0, *SHAPE)), 1, optimizer, learn.fit, learn.sums)
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(0.1), Sgd(0.1, 0.9), Adam(0.01)], ids=["sgd", "momentum", "adam"])

@@ -28,7 +28,7 @@ OPTIMIZERS = {
 def task(name: str = "mlp", optimizer=None, public: int = 0) -> Task:
     model = build(name, (1, 8, 8), 10)
     x = torch.rand((public, 1, 8, 8), generator=torch.Generator().manual_seed(9))
-    return Task(model, {name: model}, 10, x, 1, optimizer or Adam(1e-2), learn.fit)
+    return Task(model, {name: model}, 10, x, 1, optimizer or Adam(1e-2), learn.fit, learn.sums)
 
 
 def client(records: int = 23, batch: int = 8, epochs: int = 2, seed: int = 0) -> Client:

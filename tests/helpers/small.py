@@ -23,7 +23,7 @@ K, SHAPE = 4, (1, 4, 4)
 def make_task(*names: str, public: int = 0) -> Task:
     built = {name: models.build(name, SHAPE, K) for name in names or ("mlp",)}
     x = torch.rand((public, *SHAPE), generator=torch.Generator().manual_seed(9))
-    return Task(built[next(iter(built))], built, K, x, 3, Adam(0.01), learn.fit)
+    return Task(built[next(iter(built))], built, K, x, 3, Adam(0.01), learn.fit, learn.sums)
 
 
 def make_client(task: Task, labels: list[int], seed: int = 0) -> Client:

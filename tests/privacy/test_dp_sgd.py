@@ -1,5 +1,6 @@
 """DP-SGD: clipped sums against torch's own per-sample gradients, Poisson samples, noise, and ambassadors."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import torch
 from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from clients.client import Site, open_site
@@ -83,6 +86,33 @@ def test_other_shapes_and_losses_are_clipped_the_same_way():
         clip = float(gradients.norm(dim=1).median())
         got = flat(ClippedSum(model, clip, kl(2.0))(params, x, teacher), model)
         assert near(got, clipped_by_hand(gradients, clip))
+
+
+@every_model
+@pytest.mark.parametrize("clip", [1e-2, 1.0])
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # torch remarks that x needs no gradient
+def test_ghost_clipping_functorch_and_opacus_own_modes_agree(name, clip):
+    model = build(name, SHAPE, 10)
+    params, (x, y) = model.init(0), records(12)
+    net = build(name, SHAPE, 10).net
+    net.load_state_dict(params)
+    hooked = GradSampleModule(copy.deepcopy(net), loss_reduction="sum")
+    cross_entropy(hooked(x), y).sum().backward()
+    hooks = clipped_by_hand(torch.cat([p.grad_sample.flatten(1) for p in hooked._module.parameters()], 1), clip)
+    ghost = GradSampleModuleFastGradientClipping(net, max_grad_norm=clip, loss_reduction="sum")
+    losses = cross_entropy(ghost(x), y)
+    losses.sum().backward(retain_graph=True)
+    share = ghost.get_clipping_coef()
+    ghost.zero_grad()
+    ghost.disable_hooks()
+    (share * losses).sum().backward()
+
+    ours = flat(ClippedSum(model, clip, cross_entropy)(params, x, y), model)
+    own = Client(x, y, torch.empty((0, 1)), torch.empty((0, 1)), {}, {})
+    kept = flat(PerRecordSum(model, clip, cross_entropy).of_row(params, own, torch.arange(12)), model)
+    passes = torch.cat([p.grad.flatten() for p in ghost._module.parameters()])
+    for other in (kept, passes, hooks):
+        assert near(ours, other, 1e-6)
 
 
 @every_model
@@ -162,6 +192,47 @@ def test_a_record_whose_gradient_overflows_counts_as_nothing_and_harms_nobody():
 
 
 @every_model
+@pytest.mark.parametrize("what", [math.nan, math.inf])
+def test_a_record_that_is_no_number_counts_as_nothing_in_both_ways(name, what):
+    model, own = build(name, SHAPE, 10), client(sgd(), 5, name)
+    own.x[2, 0, 3] = what
+    params, rest = model.init(0), torch.tensor([0, 1, 3, 4])
+    for kind in (ClippedSum, PerRecordSum):
+        summed = kind(model, 0.5, cross_entropy)
+        assert near(
+            flat(summed.of_row(params, own, torch.arange(5)), model), flat(summed.of_row(params, own, rest), model)
+        )
+        assert not flat(summed.of_row(params, own, torch.tensor([2])), model).any()
+
+
+def test_layers_whose_norms_nobody_knows_or_that_come_twice_are_refused():
+    with pytest.raises(PrivacyError, match="PReLU"):
+        ClippedSum(Model("odd", nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.PReLU())), 1.0, cross_entropy)
+    shared = nn.Linear(64, 64)
+    twice = Model("twice", nn.Sequential(nn.Flatten(), shared, nn.Sequential(nn.ReLU(), shared), nn.Linear(64, 10)))
+    params = {key: p.detach().clone() for key, p in twice.net.named_parameters()}
+    with pytest.raises(PrivacyError, match="used twice"):
+        ClippedSum(twice, 1.0, cross_entropy)(params, *records(3))
+
+
+def test_a_convolution_of_any_make_is_clipped_as_one():
+    """Ours without bias and groups takes a way of its own, and a batch may be larger or smaller than the last one."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=2, stride=2, dilation=2, bias=False),
+        nn.Conv2d(4, 6, 3, groups=2, bias=False),
+        nn.Conv2d(6, 3, 1),
+        nn.Flatten(),
+        nn.Linear(12, 10),
+    )
+    model = Model("odd", net)
+    params = {key: p.detach().clone() for key, p in net.named_parameters()}
+    clipped = ClippedSum(model, 0.3, cross_entropy)
+    for count in (4, 9, 2):
+        x, y = records(count, count)
+        assert near(flat(clipped(params, x, y), model), clipped_by_hand(per_record(model, params, x, y), 0.3))
+
+
+@every_model
 @pytest.mark.parametrize("clip", [1e-2, 2.0, 1e6])
 def test_inside_a_transform_the_sum_is_the_same_and_padding_has_no_say(name, clip):
     here, own = task(name), client(sgd(), 9, name)
@@ -201,7 +272,9 @@ def test_a_record_of_text_is_clipped_as_one_in_both_ways(name, share, soft):
 
 def test_dp_sgd_on_text_is_the_same_in_a_block_of_clients():
     model = build("transformer", (10,), 7)
-    here = Task(model, {"transformer": model}, 7, torch.empty((0, 10), dtype=torch.int64), 1, Adam(1.0), learn.fit)
+    here = Task(
+        model, {"transformer": model}, 7, torch.empty((0, 10), dtype=torch.int64), 1, Adam(1.0), learn.fit, learn.sums
+    )
     dp, start, nothing = sgd(), model.init(0), torch.empty((0, 1), dtype=torch.int64)
     clients = []
     for k in range(3):
@@ -289,7 +362,7 @@ def test_a_round_costs_what_its_steps_cost():
 
 def task(name: str) -> Task:
     model = build(name, SHAPE, 10)
-    return Task(model, {name: model}, 10, torch.empty((0, *SHAPE)), 1, Adam(1.0), learn.fit)
+    return Task(model, {name: model}, 10, torch.empty((0, *SHAPE)), 1, Adam(1.0), learn.fit, learn.sums)
 
 
 def client(dp: DpSgd, count: int, name: str, seed: int = 0) -> Client:
@@ -358,6 +431,68 @@ def test_without_noise_it_learns():
         for params in (start, dp.fit(here, start, own))
     ]
     assert losses[1] < 0.7 * losses[0]
+
+
+# --- Losses in which records mix ------------------------------------------------------------------------------------
+
+
+def relational(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Distances between the batch's answers (Park et al. 2019)."""
+    return cross_entropy(z, y) + torch.cdist(z, z).mean(1)
+
+
+def contrastive(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Pull records of one class together (Khosla et al. 2020)."""
+    near_by = (z @ z.T).masked_fill(torch.eye(len(z), dtype=torch.bool), -1e9)
+    same = (y[:, None] == y) & ~torch.eye(len(z), dtype=torch.bool)
+    return cross_entropy(z, y) - (near_by.log_softmax(1) * same).sum(1)
+
+
+MIXED = {
+    "relational": relational,
+    "contrastive": contrastive,
+    "batch statistics": lambda z, y: cross_entropy((z - z.mean(0)) / (z.std(0, correction=0) + 1e-5), y),
+    "detached statistics": lambda z, y: cross_entropy(z / z.detach().norm(dim=1).mean(), y),
+    "share of the batch": lambda z, y: cross_entropy(z, y) / len(y),
+    "balanced classes": lambda z, y: cross_entropy(z, y) / torch.bincount(y)[y],
+    "hardest half": lambda z, y: torch.where((c := cross_entropy(z, y)) >= c.median(), c, 0.0),
+    "mean": lambda z, y: cross_entropy(z, y).mean(),
+}
+
+
+@pytest.mark.parametrize("loss", MIXED.values(), ids=MIXED)
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_a_loss_in_which_records_mix_is_refused_whatever_the_records(loss, count):
+    dp, here = sgd(), task("linear")
+    with pytest.raises(PrivacyError, match="this record alone"):
+        dp.fit(here, here.model.init(0), client(dp, count, "linear"), loss=loss)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        cross_entropy,
+        lambda z, y: kl(3.0)(z, 5 * torch.eye(10)[y]),
+        lambda z, y: cross_entropy(z, y) + z.square().mean(1),
+        lambda z, y: 1e4 * cross_entropy(z / 0.07, y),
+        lambda z, y: torch.where(y == 3, 0.0, cross_entropy(z, y)),
+    ],
+    ids=["labels", "teacher", "decay", "large", "one class left out"],
+)
+def test_a_loss_of_each_record_is_not(loss):
+    dp, here = sgd(steps=1), task("linear")
+    dp.fit(here, here.model.init(0), client(dp, 3, "linear"), loss=loss)
+
+
+def test_of_text_too_records_may_not_mix():
+    model = build("transformer", (10,), 7)
+    public = torch.empty((0, 10), dtype=torch.int64)
+    here = Task(model, {"transformer": model}, 7, public, 1, Adam(1.0), learn.fit, learn.sums)
+    dp, (x, y) = sgd(steps=1), torch.randint(7, (2, 4, 10), generator=torch.Generator().manual_seed(0))
+    own = Client(x, y, public, public, dp.draws(np.random.default_rng(0), 4, model), {})
+    dp.fit(here, model.init(0), own)
+    with pytest.raises(PrivacyError, match="this record alone"):
+        dp.fit(here, model.init(0), own, loss=lambda z, t: cross_entropy(z - z.mean(0), t))
 
 
 # --- Ambassadors -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from privacy.accounting import (
     rdp_epsilon,
 )
 from privacy.calibration import calibrate_by
-from privacy.events import DiscreteGaussian, FixedSize, Laplace, RandomisedResponse, read_event
+from privacy.events import DiscreteGaussian, FixedSize, Laplace, RandomisedResponse, Skellam, read_event
 from privacy.special import group_bound, random_allocation, repeat_and_select
 
 FINE, LIVE = 1e-3, 1e-2
@@ -35,6 +35,7 @@ KINDS = [
     DiscreteGaussian(4.0, 2, 3),
     RandomisedResponse(1.0, 10, 3),
     FixedSize(1.0, 20, 100, 3),
+    Skellam(50.0, 9.0, 3.0, 3),
 ]
 
 H1 = [Event(6.0, steps=20), Event(1.1, 0.02, 2000)]
@@ -321,7 +322,7 @@ def test_equal_events_of_each_kind_are_merged_apart():
     doubled = merge([*KINDS, *reversed(KINDS)])
 
     assert {type(event) for event in doubled} == {type(event) for event in KINDS}
-    assert [event.steps for event in doubled] == [6] * 5
+    assert [event.steps for event in doubled] == [6] * len(KINDS)
     assert merge([Event(2.0), Laplace(2.0)]) == (Event(2.0), Laplace(2.0))
 
 

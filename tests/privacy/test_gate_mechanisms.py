@@ -22,6 +22,7 @@ from fedkd.grid import LocalGrid
 from fedkd.knowledge import Knowledge, Params, fingerprint
 from fedkd.method import Peer, size
 from fedkd.registry import method_class
+from fedkd.sections import MECHANISMS
 from fedkd.task import Client, Task
 from privacy.accounting import FINAL_INTERVAL, Event, epsilon
 from privacy.gate import Gate, Pool, Released, admit
@@ -303,7 +304,7 @@ def test_noise_follows_from_the_generator_and_differs_between_clients_and_rounds
 
 def released(k: int, mechanism: Mechanism, weight: float = 1.0, t: int = 1) -> Released:
     knowledge = Knowledge({"logits": logits(k)}, torch.tensor(weight))
-    return Released(Peer(k, "linear"), t, knowledge, mechanism.event())
+    return Released(Peer(k, "linear"), t, knowledge, mechanism.events())
 
 
 def test_a_server_that_is_trusted_for_the_mean_only_may_read_the_mean_only():
@@ -346,9 +347,9 @@ class Diary(Ledger):
         super().__init__(1e-5, "replace", "client", "everyone sees it", budget)
         self.diary = diary
 
-    def ask(self, client, event):
+    def ask(self, client, *events):
         self.diary.append("ask")
-        super().ask(client, event)
+        super().ask(client, *events)
 
     def record(self, client, round, event):
         self.diary.append("book")
@@ -366,11 +367,11 @@ class Noted(GaussianRows):
         self.diary.append("bound")
         return super().bound(raw, down)
 
-    def noise(self, bounded, rng):
+    def noise(self, bounded, rng, down):
         self.diary.append("noise")
         if self.broken:
             raise OSError("no entropy")
-        return super().noise(bounded, rng)
+        return super().noise(bounded, rng, down)
 
 
 def gate(budget: float | None = 50.0, **changes) -> tuple[Gate, Diary]:
@@ -387,7 +388,7 @@ def test_the_gate_asks_bounds_noises_books_and_only_then_hands_out():
     out = door.release(2, raw(), np.random.default_rng(0))
     assert ledger.diary == ["ask", "ask", "bound", "noise", "book"]
     assert ledger.releases(3) == ((2, Event(1.7)),)
-    assert (out.peer, out.round, out.event) == (Peer(3, "linear"), 2, Event(1.7))
+    assert (out.peer, out.round, out.events) == (Peer(3, "linear"), 2, (Event(1.7),))
     assert out.knowledge.weight == 1
 
 
@@ -427,7 +428,7 @@ def test_past_the_budget_the_gate_stays_shut_before_anything_is_bounded_or_noise
 def test_without_a_mechanism_nothing_is_asked_or_booked():
     ledger = Diary([], None)
     out = Gate(Mechanism(), ledger, Peer(0, "linear"), SCHEMA).release(1, raw(), np.random.default_rng(0))
-    assert out.event is None and ledger.diary == [] and out.knowledge.weight == 37
+    assert out.events == () and ledger.diary == [] and out.knowledge.weight == 37
 
 
 def test_an_unprotected_message_with_nan_does_not_leave():
@@ -445,10 +446,11 @@ def test_an_unprotected_message_with_nan_does_not_leave():
         ({"round": 2}, PrivacyError, "got a message of client 0, round 2"),
         ({"peer": Peer(1, "linear")}, PrivacyError, "got a message of client 1, round 1"),
         ({"peer": Peer(0, "mlp")}, PrivacyError, "got a message of client 0"),
-        ({"event": None}, PrivacyError, "expected the release to book Event"),
-        ({"event": Event(1.6)}, PrivacyError, "expected the release to book Event"),
-        ({"event": Event(1.7, steps=2)}, PrivacyError, "expected the release to book Event"),
-        ({"event": Event(1.7, 0.5)}, PrivacyError, "expected the release to book Event"),
+        ({"events": ()}, PrivacyError, r"expected the release to book \(Event"),
+        ({"events": (Event(1.6),)}, PrivacyError, r"expected the release to book \(Event"),
+        ({"events": (Event(1.7, steps=2),)}, PrivacyError, r"expected the release to book \(Event"),
+        ({"events": (Event(1.7, 0.5),)}, PrivacyError, r"expected the release to book \(Event"),
+        ({"events": (Event(1.7), Event(1.7))}, PrivacyError, r"expected the release to book \(Event"),
         ({"knowledge": Knowledge({})}, SchemaError, "expected tensors"),
         ({"knowledge": Knowledge({"logits": torch.zeros(M, 3)})}, SchemaError, "should be"),
         ({"knowledge": Knowledge({"logits": torch.full((M, K), torch.nan)})}, SchemaError, "NaN"),
@@ -464,8 +466,8 @@ def test_the_server_admits_this_clients_answer_to_this_round_and_nothing_else(ch
 
 
 def test_a_booking_where_none_is_expected_is_refused():
-    with pytest.raises(PrivacyError, match="expected the release to book None"):
-        admit(replace(released(0, Mechanism()), event=Event(1.0)), 1, Peer(0, "linear"), SCHEMA, Mechanism())
+    with pytest.raises(PrivacyError, match=r"expected the release to book \(\)"):
+        admit(replace(released(0, Mechanism()), events=(Event(1.0),)), 1, Peer(0, "linear"), SCHEMA, Mechanism())
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------
@@ -474,7 +476,8 @@ def test_a_booking_where_none_is_expected_is_refused():
 class Peeking(FedMD):
     """Says honestly that it reads records outside training."""
 
-    reads_records = True
+    def reads_records(self):
+        return True
 
 
 class Choosy(FedMD):
@@ -486,8 +489,8 @@ class Choosy(FedMD):
 @pytest.mark.parametrize(
     ("name", "mechanism", "privacy", "message"),
     [
-        ("fedgen", "gaussian", {}, r"parameters that came down, but fedgen sends other params; use 'ambassador'"),
-        ("feddistill", "gaussian", {}, r"but feddistill sends other prototypes"),
+        ("fedgen", "gaussian", {}, r"came down, and sums by class, but fedgen sends other params; use 'ambassador'"),
+        ("fedd2s", "gaussian", {}, r"but fedd2s sends other features; use 'ambassador', or method.upload=class_mean"),
         ("feddf", "gaussian", {"trust": "server"}, r"feddf reads each client's answer"),
         ("local", "gaussian", {}, r"privacy.mechanism=gaussian: local sends nothing to protect; use 'none'"),
         ("local", "ambassador", {}, r"privacy.mechanism=ambassador: local sends nothing to protect"),
@@ -518,8 +521,8 @@ def test_what_cannot_be_honoured_is_refused_before_anything_runs(name, mechanism
 )
 def test_what_can_be_honoured_is_built(name, mechanism, privacy):
     built = build(federations.build(configured(name, mechanism, privacy=privacy)))
-    assert (built.event() is None) == (mechanism == "none")
-    assert set(ABOUT) == {"none", "gaussian", "ambassador"}
+    assert built.promises == (mechanism != "none")
+    assert set(ABOUT) == set(MECHANISMS)
 
 
 def test_delta_is_compared_with_the_largest_client():
@@ -599,7 +602,7 @@ def test_a_client_asks_its_ledger_before_it_works():
     here = open_site(federations.build(configured(f"{__name__}:Eager", "gaussian")))
     ledger = here.mechanism.ledger()
     for t in (1, 2, 3):
-        ledger.record(0, t, here.mechanism.event())
+        ledger.record(0, t, *here.mechanism.events())
     state = RecordDict({"ledger": ConfigRecord({"json": json.dumps(ledger.to_json())})})
     with pytest.raises(BudgetExhausted):
         here.train(0, 4, Knowledge({}), state)
@@ -650,7 +653,7 @@ def test_each_mechanism_says_who_sees_what():
     assert len(views) == 4
     for mechanism in (gaussian("client"), gaussian("server"), opened("fedmd", "ambassador").mechanism):
         ledger = mechanism.ledger()
-        ledger.record(0, 1, mechanism.event())
+        ledger.record(0, 1, *mechanism.events())
         text = str(ledger.statement(mechanism.sampling(), mechanism.assumptions()))
         assert mechanism.view() in text and "epsilon is at most" in text
         assert ("one record" in text) == (mechanism.unit == "record")

@@ -107,7 +107,7 @@ def test_the_targets_are_the_sharpened_plain_mean_and_the_global_model_learns_fr
     task, g = make_task(public=M), torch.Generator().manual_seed(4)
     rows = [torch.softmax(2 * torch.randn((M, K), generator=g), -1) for _ in range(3)]
     pool = Pool(
-        [Released(Peer(k, "mlp"), 1, Knowledge({"logits": p}), None) for k, p in enumerate(rows)], Mechanism(), None
+        [Released(Peer(k, "mlp"), 1, Knowledge({"logits": p}), ()) for k, p in enumerate(rows)], Mechanism(), None
     )
     method = DSFL(student_epochs=20)
     server = method.server_init(task, 0)
@@ -128,7 +128,7 @@ def test_targets_of_a_subset_are_taught_on_the_inputs_they_are_for():
     asked = server["asked"]
     assert len(set(asked.tolist())) == 5
     pool = Pool(
-        [Released(Peer(0, "mlp"), 1, Knowledge({"logits": torch.eye(K)[[0, 1, 2, 3, 0]]}), None)], Mechanism(), None
+        [Released(Peer(0, "mlp"), 1, Knowledge({"logits": torch.eye(K)[[0, 1, 2, 3, 0]]}), ())], Mechanism(), None
     )
     after = method.aggregate(task, server, pool, 1, np.random.default_rng(0))
     assert torch.equal(after["taught"], asked) and not torch.equal(after["asked"], asked)

@@ -283,13 +283,14 @@ def garbled(content: RecordDict) -> RecordDict:
         (about(model="mlp"), "got a message of client 2"),
         (about(round="soon"), "the answer does not say what it is"),
         (about(round=None), "the answer does not say what it is"),
-        (about(event=None), "the answer does not say what it is"),
-        (about(event="{"), "the answer does not say what it is"),
-        (about(event="3"), "the answer does not say what it is"),
-        (about(event="[]"), "the answer does not say what it is"),
-        (about(event='"gaussian"'), "the answer does not say what it is"),
-        (about(event='{"kind": "laplace"}'), "event kind should be"),
-        (about(event=json.dumps(Event(1.0).to_json())), "expected the release to book None, got Event"),
+        (about(events=None), "the answer does not say what it is"),
+        (about(events="{"), "the answer does not say what it is"),
+        (about(events="3"), "the answer does not say what it is"),
+        (about(events="[[]]"), "the answer does not say what it is"),
+        (about(events='["gaussian"]'), "the answer does not say what it is"),
+        (about(events='[{"kind": "vogon"}]'), "event kind should be"),
+        (about(events='[{"kind": "laplace"}]'), "a laplace event has the fields"),
+        (about(events=json.dumps([Event(1.0).to_json()])), r"expected the release to book (), got (Event"),
     ],
 )
 def test_a_nonsensical_reply_is_refused_and_never_stops_the_server(edit, reason):
@@ -301,9 +302,9 @@ def test_a_nonsensical_reply_is_refused_and_never_stops_the_server(edit, reason)
 def test_a_release_that_claims_another_booking_is_refused_and_booked_as_the_mechanism_says():
     config = configured("fedmd", privacy={"mechanism": "gaussian", "epsilon": 5.0}, federation={"rounds": 1})
     dear = Event(1e6)
-    strategy, _, rounds = run(config, tampered(about(event=json.dumps(dear.to_json()))))
+    strategy, _, rounds = run(config, tampered(about(events=json.dumps([dear.to_json()]))))
     assert "expected the release to book" in str(rounds[0].failures[0].refused)
-    assert strategy.ledger.releases(BAD) == ((1, strategy.mechanism.event()),)  # a false claim cannot stop the run
+    assert strategy.ledger.releases(BAD) == ((1, *strategy.mechanism.events()),)  # a false claim cannot stop the run
 
 
 def test_a_client_whose_budget_is_spent_stops_the_run():

@@ -70,7 +70,7 @@ def served(here, server, said: dict[int, Knowledge], t):
     """The server after a round of these answers."""
     method, task = here.federation.config.method, here.federation.server_task
     models = here.federation.client_models
-    released = [Released(Peer(k, models[k]), t, knowledge, None) for k, knowledge in said.items()]
+    released = [Released(Peer(k, models[k]), t, knowledge, ()) for k, knowledge in said.items()]
     pool = Pool(released, here.mechanism, np.random.default_rng(0))
     return method.aggregate(task, server, pool, t, np.random.default_rng(1))
 
@@ -426,10 +426,9 @@ def test_bytes_of_records(block, dtype):
     assert [r.bytes_down for r in rounds] == [0, sum(n * (4 * K + 8) for n in sizes)]
 
 
-@pytest.mark.parametrize("dtype", WIDTH)
-def test_bytes_of_class_means_are_the_same_for_every_client(dtype):
-    _, rounds, _ = run(tiny(mode="off", dropping=["block2"], upload="class_mean", feature_dtype=dtype))
-    up = K * (64 * WIDTH[dtype] + 4 * K + 8) + (4 if dtype == "int8" else 0)
+def test_bytes_of_class_means_are_the_same_for_every_client():
+    _, rounds, _ = run(tiny(mode="off", dropping=["block2"], upload="class_mean"))
+    up = 4 * K * (64 + K + 1)  # features, logits, count
     assert [line.bytes for r in rounds for line in r.lines if line.direction == "up"] == [up] * 2 * CLIENTS
     assert [r.bytes_down for r in rounds] == [0, CLIENTS * 4 * K * K]
     shapes = {str(line.shapes) for r in rounds for line in r.lines if line.direction == "up"}
@@ -465,6 +464,12 @@ def test_int8_is_within_half_a_step_and_fp16_is_a_rounding():
     assert all(torch.equal(said[d]["record/z"], said["fp32"]["record/z"]) for d in said)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_class_means_of_another_type_are_refused(dtype):
+    with pytest.raises(ConfigError, match=rf"method.feature_dtype={dtype}: is about rows of records, .* use fp32"):
+        federations.build(tiny(upload="class_mean", feature_dtype=dtype))
+
+
 def test_class_means_are_means():
     here, method, task = scene(mode="off", upload="class_mean", epochs=0)
     server = method.server_init(task, 5)
@@ -472,33 +477,33 @@ def test_class_means_are_means():
     said = answer(here, server, 1, w=w)[2].tensors
     x, y = here.federation.train_set(0)
     h, z = task.model.features(w, x, 2).numpy(), task.model.apply(w, x).numpy()
-    assert said["count"].tolist() == np.bincount(y, minlength=K).tolist()
+    assert said["counts"].tolist() == np.bincount(y, minlength=K).tolist()
+    rows, means = np.concatenate([h, z], 1), said["sums"] / said["counts"].clamp(min=1)[:, None]
     for c in range(K):
         mine = (y == c).numpy()
-        for name, rows in (("h", h), ("z", z)):
-            expected = rows[mine].mean(0) if mine.any() else np.zeros(rows.shape[1])
-            np.testing.assert_allclose(said[name][c].numpy(), expected, rtol=1e-4, atol=1e-5)
+        expected = rows[mine].mean(0) if mine.any() else np.zeros(rows.shape[1])
+        np.testing.assert_allclose(means[c].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_server_weights_class_means_by_their_counts():
     here, method, task = scene(mode="off", upload="class_mean", server_batch=1000)
     server = method.server_init(task, 5)
     said = answer(here, server, 1)[2]
-    count = torch.tensor([0, 1, 2, 3, 4, 0, 5, 6, 7, 8])
-    base = Knowledge(dict(said.tensors) | {"count": count}, said.weight)
+    count = torch.tensor([0.0, 1, 2, 3, 4, 0, 5, 6, 7, 8])
+    means = said.tensors["sums"] / said.tensors["counts"].clamp(min=1)[:, None]
     heads = {}
     for change in ("none", "of a class without records", "of one with"):
-        h = base.tensors["h"].clone()
+        h = means[:, :64].clone()
         h[{"none": [], "of a class without records": [0, 5], "of one with": [1]}[change]] += 1
-        heads[change] = pick(
-            "head/mlp/2", served(here, server, {0: Knowledge(base.tensors | {"h": h}, said.weight)}, 1)
-        )
+        sums = torch.cat([h, means[:, 64:]], 1) * count.clamp(min=1)[:, None]
+        told = Knowledge({"sums": sums, "counts": count}, said.weight)
+        heads[change] = pick("head/mlp/2", served(here, server, {0: told}, 1))
     assert fingerprint(heads["none"]) == fingerprint(heads["of a class without records"])
     assert fingerprint(heads["none"]) != fingerprint(heads["of one with"])
 
     p = {k: v.clone().requires_grad_() for k, v in pick("head/mlp/2", server).items()}
-    logits = base.tensors["h"] @ p["head.weight"].T + p["head.bias"]
-    soft = (base.tensors["z"] / 3).softmax(1)
+    logits = means[:, :64] @ p["head.weight"].T + p["head.bias"]
+    soft = (means[:, 64:] / 3).softmax(1)
     ce = torch.nn.functional.cross_entropy(logits, torch.arange(K), reduction="none")
     divergence = (soft * (soft.log() - (logits / 3).log_softmax(1))).sum(1)
     loss = ((ce + 1.5 * 9 * divergence) * count).sum() / count.sum()
@@ -552,8 +557,7 @@ OPTIONS = {
     "class means": {"upload": "class_mean"},
     "head": {"downlink": "head"},
     "int8": {"feature_dtype": "int8"},
-    "fp16 class means, own clock": {
-        "feature_dtype": "fp16",
+    "class means, own clock": {
         "upload": "class_mean",
         "clock": "client_participations",
         "start": "own",
@@ -656,7 +660,12 @@ def test_class_means_of_a_class_that_nobody_has_are_refused():
 
 def test_the_declared_traits():
     assert (FedD2S.evidence, FedD2S.sends, FedD2S.needs_public) == ("reconstruction", "features", False)
-    assert (FedD2S.needs_each, FedD2S.same_model, FedD2S.reads_records) == (True, False, True)
+    assert (FedD2S.needs_each, FedD2S.same_model, FedD2S().reads_records()) == (True, False, True)
+    summed = [FedD2S(upload="class_mean", **more) for more in ({}, {"downlink": "head"}, {"kd_grad": "shared_only"})]
+    assert [(method.answers_sums(), method.reads_records()) for method in summed] == [
+        (True, False),
+        *[(True, True)] * 2,
+    ]
 
 
 # --- It helps --------------------------------------------------------------------------------------------------------

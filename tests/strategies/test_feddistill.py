@@ -20,14 +20,20 @@ def answers(counts: list[list[int]], clients: list[int] | None = None, seed: int
     for k, row in zip(clients or range(len(counts)), counts, strict=True):
         held = np.array(row)[:, None] > 0
         means = torch.from_numpy((rng.normal(size=(K, K)) * held).astype(np.float32))
-        knowledge = Knowledge({"logits": means, "counts": torch.tensor(row, dtype=torch.float32)})
-        said.append(Released(Peer(k, "mlp"), 1, knowledge, None))
+        count = torch.tensor(row, dtype=torch.float32)
+        knowledge = Knowledge({"sums": means * count[:, None], "counts": count})
+        said.append(Released(Peer(k, "mlp"), 1, knowledge, ()))
     return said
 
 
 def aggregate(server: dict, said: list[Released]) -> dict:
     pool = Pool(said, Mechanism(), np.random.default_rng(0))
     return FedDistill().aggregate(make_task(), server, pool, 1, np.random.default_rng(1))
+
+
+def means_of(said: Released) -> torch.Tensor:
+    sums, counts = said.knowledge.tensors["sums"], said.knowledge.tensors["counts"]
+    return sums / counts.clamp(min=1)[:, None]
 
 
 def told(server: dict, client: int) -> dict:
@@ -40,7 +46,7 @@ COUNTS = [[3, 1, 0, 0], [9, 0, 0, 0], [1, 2, 0, 5]]  # class 2 has no owner, cla
 def test_a_client_is_told_the_mean_of_the_other_owners():
     said = answers(COUNTS)
     server = aggregate({}, said)
-    means = [a.knowledge.tensors["logits"].numpy() for a in said]
+    means = [means_of(a).numpy() for a in said]
     for client in range(4):  # 3 has not spoken yet, and so hears the mean of all
         down = told(server, client)
         for y in range(K):
@@ -54,8 +60,8 @@ def test_a_client_is_told_the_mean_of_the_other_owners():
 @pytest.mark.parametrize("who", range(3))
 def test_ones_own_answer_never_comes_back(who):
     said = answers(COUNTS)
-    loud = Knowledge({**said[who].knowledge.tensors, "logits": 1e3 * torch.ones((K, K))})
-    changed = [*said[:who], Released(said[who].peer, 1, loud, None), *said[who + 1 :]]
+    loud = Knowledge({**said[who].knowledge.tensors, "sums": 1e3 * torch.ones((K, K))})
+    changed = [*said[:who], Released(said[who].peer, 1, loud, ()), *said[who + 1 :]]
     before, after = aggregate({}, said), aggregate({}, changed)
     torch.testing.assert_close(told(after, who), told(before, who))
     assert all(not torch.equal(told(after, k)["logits"], told(before, k)["logits"]) for k in range(3) if k != who)
@@ -65,9 +71,9 @@ def test_an_absent_client_goes_on_teaching_and_a_later_answer_replaces_its_first
     first = answers(COUNTS)
     server = aggregate({}, first)
     later = aggregate(server, answers([[0, 4, 0, 0]], [1], seed=7) + answers([[0, 0, 6, 0]], [6], seed=8))
-    np.testing.assert_allclose(told(later, 5)["logits"][3], first[2].knowledge.tensors["logits"][3], atol=1e-6)
+    np.testing.assert_allclose(told(later, 5)["logits"][3], means_of(first[2])[3], atol=1e-6)
     assert told(later, 1)["held"].tolist() == [1, 1, 1, 1] and told(later, 6)["held"].tolist() == [1, 1, 0, 1]
-    mean = (first[0].knowledge.tensors["logits"][0] + first[2].knowledge.tensors["logits"][0]) / 2
+    mean = (means_of(first[0])[0] + means_of(first[2])[0]) / 2
     torch.testing.assert_close(told(later, 5)["logits"][0], mean)  # client 1 no longer counts for class 0
 
 
@@ -78,10 +84,10 @@ def test_class_means_by_hand_also_of_one_class_and_under_padding():
         w, said = FedDistill(lr=0.01).client_update(task, client, Knowledge({}))
         logits, y = task.model.apply(w, client.x).numpy(), np.array(labels)
         for c in range(K):
-            expected = logits[y == c].mean(0) if (y == c).any() else np.zeros(K)
-            np.testing.assert_allclose(said.tensors["logits"][c].numpy(), expected, atol=1e-5)
+            expected = logits[y == c].sum(0) if (y == c).any() else np.zeros(K)
+            np.testing.assert_allclose(said.tensors["sums"][c].numpy(), expected, atol=1e-5)
         assert said.tensors["counts"].tolist() == np.bincount(y, minlength=K).tolist()
-        assert {name: tuple(t.shape) for name, t in said.tensors.items()} == {"logits": (K, K), "counts": (K,)}
+        assert {name: tuple(t.shape) for name, t in said.tensors.items()} == {"sums": (K, K), "counts": (K,)}
         assert float(said.weight) == 1  # the number of records stays at home
 
         wide = client._replace(

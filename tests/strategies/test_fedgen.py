@@ -142,7 +142,9 @@ def told(method: FedGen, task: Task, t: int = 3, counts: tuple[float, ...] = (4,
 
 def test_one_step_of_a_client_by_hand():
     task, method = make_task(), FedGen(alpha=0.7, beta=0.4, decay=0.5, latents=5, noise=3, hidden=8)
-    task = Task(task.model, task.models, K, task.public_x, 3, FedGen(optimizer="sgd", lr=1.0).descent(), learn.fit)
+    task = Task(
+        task.model, task.models, K, task.public_x, 3, FedGen(optimizer="sgd", lr=1.0).descent(), learn.fit, learn.sums
+    )
     client = make_client(task, [0, 1, 3, 3, 0, 1, 1])._replace(order=torch.arange(7)[None], personal={})
     client = client._replace(draws=nest("method", method.draws(np.random.default_rng(0), task, 0)))
     down = told(method, task)

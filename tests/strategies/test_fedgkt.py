@@ -169,7 +169,7 @@ def test_a_block_that_cannot_be_cut_after_is_refused(after, message):
 def test_the_declared_traits():
     assert method_class("fedgkt") is FedGKT and issubclass(FedGKT, FedD2S)
     assert (FedGKT.evidence, FedGKT.sends, FedGKT.needs_public) == ("official-code", "features", False)
-    assert (FedGKT.needs_each, FedGKT.same_model, FedGKT.reads_records) == (True, False, True)
+    assert (FedGKT.needs_each, FedGKT.same_model, FedGKT().reads_records()) == (True, False, True)
     assert {FedGKT().cut(t, (3, 2, 1), 10) for t in range(10)} == {3}
 
 

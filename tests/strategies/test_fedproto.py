@@ -18,11 +18,11 @@ from strategies.fedproto import FedProto, width
 
 def said(task: Task, sums: list[list[float]], weights: list[float]) -> Knowledge:
     wide = torch.tensor(sums)[:, None].expand(K, width(task))
-    return Knowledge({"sums": wide, "weights": torch.tensor(weights)})
+    return Knowledge({"sums": wide, "counts": torch.tensor(weights)})
 
 
 def aggregate(server: dict, *knowledge: Knowledge) -> dict:
-    pool = Pool([Released(Peer(k, "mlp"), 1, each, None) for k, each in enumerate(knowledge)], Mechanism(), None)
+    pool = Pool([Released(Peer(k, "mlp"), 1, each, ()) for k, each in enumerate(knowledge)], Mechanism(), None)
     return FedProto().aggregate(make_task(), server, pool, 1, np.random.default_rng(1))
 
 
@@ -69,13 +69,15 @@ def test_one_class_padding_and_what_the_shapes_tell():
         w2, knowledge2 = FedProto().client_update(task, padded(client), down)
         torch.testing.assert_close((w2, dict(knowledge2.tensors)), (w, dict(knowledge.tensors)))
         shapes.add(str({name: t.shape for name, t in knowledge.tensors.items()}))
-        assert knowledge.tensors["weights"].tolist() == np.bincount(labels, minlength=K).tolist()
+        assert knowledge.tensors["counts"].tolist() == np.bincount(labels, minlength=K).tolist()
     assert len(shapes) == 1
 
 
 def step(client: Client, task: Task, down: Knowledge, lam: float) -> dict:
     """One plain gradient step of FedProto, as the gradient that it took."""
-    task = Task(task.model, task.models, K, task.public_x, 3, FedProto(optimizer="sgd", lr=1.0).descent(), learn.fit)
+    task = Task(
+        task.model, task.models, K, task.public_x, 3, FedProto(optimizer="sgd", lr=1.0).descent(), learn.fit, learn.sums
+    )
     client = client._replace(order=torch.arange(len(client.y))[None])
     w, _ = FedProto(lam=lam).client_update(task, client, down)
     return {name: client.personal[name] - w[name] for name in w}

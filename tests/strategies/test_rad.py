@@ -48,7 +48,7 @@ def scene(**method):
 
 
 def after(method, task, server, *said, t=1):
-    released = [Released(Peer(k, "mlp"), t, Knowledge({"logits": value}), None) for k, value in enumerate(said)]
+    released = [Released(Peer(k, "mlp"), t, Knowledge({"logits": value}), ()) for k, value in enumerate(said)]
     return method.aggregate(task, server, Pool(released, Mechanism(), None), t, np.random.default_rng(t))
 
 

@@ -46,7 +46,7 @@ def scene(**method):
 def after(method, task, server, named, t=1):
     rows = len(server["question/index"]) + LABELLED
     released = [
-        Released(Peer(k, "mlp"), t, Knowledge({"logits": torch.eye(K)[[k] * rows], "named": torch.tensor(one)}), None)
+        Released(Peer(k, "mlp"), t, Knowledge({"logits": torch.eye(K)[[k] * rows], "named": torch.tensor(one)}), ())
         for k, one in enumerate(named)
     ]
     return method.aggregate(task, server, Pool(released, Mechanism(), None), t, np.random.default_rng(t))

@@ -219,7 +219,7 @@ def test_the_release_is_tempered_and_the_server_distils_it():
     from privacy.gate import Pool, Released
     from privacy.mechanism import Mechanism
 
-    pool = Pool([Released(Peer(0, "mlp"), 1, said, None)], Mechanism(), None)
+    pool = Pool([Released(Peer(0, "mlp"), 1, said, ())], Mechanism(), None)
     before = method.server_init(task, 0)
     after = method.aggregate(task, before, pool, 1, np.random.default_rng(0))
 
