@@ -137,6 +137,7 @@ class LaplacePrivacy(ClientLevel):
     """Rows of logits are clipped in L1 and Laplace noise is added: client-level."""
 
     mechanism: Literal["laplace"] = "laplace"
+    epsilon: float = Field(10.0, gt=0, le=100, description="budget of the whole run")  # more has no price
     clip: float = Field(5.0, gt=0, description="L1 bound of one row of logits (of probabilities at most 1)")
     trust: Literal["client", "server"] = Field("client", description="who adds the noise, and is trusted until then")
 

@@ -66,8 +66,11 @@ class Ambassador(Mechanism):
         def private_fit(
             task: Task, params: Params, sealed: Client, *, loss: Loss = cross_entropy, penalty: Penalty | None = None
         ) -> Params:
-            if fitted:
-                raise PrivacyError("a method may fit an ambassador once a round: the ledger books one DP-SGD training")
+            if fitted or summed:
+                raise PrivacyError(
+                    "a method may fit an ambassador once a round, and before it sums up: the ledger books one DP-SGD "
+                    "training, and sums have no noise yet"
+                )
             fitted.append(self.dp.fit(task, params, client, loss=loss, penalty=penalty))
             return fitted[0]
 
@@ -83,10 +86,10 @@ class Ambassador(Mechanism):
         draws = nest("method", pick("method", client.draws))
         sealed = client._replace(x=client.x[:0], y=client.y[:0], order=order, draws=draws, personal=speaker, notes={})
         private = replace(self.speaker_task(task), fit=private_fit, sums=private_sums)
-        speaker, raw = method.client_update(private, sealed, down)
-        if summed and any(raw.tensors.get(name) is not part for name, part in zip(_SUMS, summed[0], strict=True)):
-            raise PrivacyError(f"sums of an ambassador's records have to be said as they are, as {_SUMS}")
-        return {**nest("home", home), **nest("ambassador", speaker)}, raw
+        kept, raw = method.client_update(private, sealed, down)
+        if summed:
+            _check_noiseless(summed[0], raw, kept, (speaker, *fitted))
+        return {**nest("home", home), **nest("ambassador", kept)}, raw
 
     def home(self, personal: Params) -> Params:
         """The model that never leaves."""
@@ -123,4 +126,19 @@ class Ambassador(Mechanism):
             f"the number {self.dp.expected_batch:g}, the federation's average expected batch, is public",
             "the public set does not depend on private data",
             "the noise comes from a seeded generator, as simulations need; a deployment must draw it afresh",
+        )
+
+
+def _check_noiseless(sums: tuple[Tensor, Tensor], raw: Knowledge, kept: Params, models: tuple[Params, ...]) -> None:
+    """Sums get their noise at the gate, so they may go nowhere else: neither reshaped, nor home for a later answer.
+
+    Whether two tensors are one object is all that can be asked under vmap.
+    """
+    if raw.tensors.keys() != {*_SUMS} or any(raw.tensors[n] is not part for n, part in zip(_SUMS, sums, strict=True)):
+        raise PrivacyError(f"sums of an ambassador's records have to be said as they are, as {_SUMS}")
+    known = {id(value) for model in models for value in model.values()}
+    if any(id(value) not in known for value in kept.values()):
+        raise PrivacyError(
+            "an ambassador that sums up records keeps at home what was fitted, or what it had, and nothing else: sums "
+            "have no noise there, and a later answer could tell them"
         )

@@ -104,7 +104,7 @@ class GaussianSums(Gaussian):
 
 
 def _present(sums: Tensor, counts: Tensor, least: float) -> Knowledge:
-    held = counts > max(least, 0.0)
+    held = counts > least
     return Knowledge({"sums": torch.where(held[:, None], sums, 0.0), "counts": torch.where(held, counts, 0.0)})
 
 

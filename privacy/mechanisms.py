@@ -77,6 +77,8 @@ def refuse(config: Config) -> None:
         raise ConfigError("privacy.threshold_share and privacy.answers: have no meaning without privacy.threshold")
     if isinstance(privacy, AmbassadorPrivacy):
         _refuse_ambassador(privacy, name, method)
+    if isinstance(privacy, GaussianPrivacy | AmbassadorPrivacy):
+        _refuse_silence(privacy, name, method)
     if isinstance(privacy, LabelPrivacy) and method.text:
         _refuse_labels_of_text(config)
 
@@ -152,6 +154,14 @@ def _by_sums(method: Method, *fields: str) -> str:
     if any(value not in get_args(own[name].annotation) for name, value in wrong.items()):
         return ""
     return " and ".join(f"method.{name}={value}" for name, value in wrong.items())
+
+
+def _refuse_silence(privacy: GaussianPrivacy | AmbassadorPrivacy, name: str, method: Method) -> None:
+    if method.answers_sums() and getattr(method, "final", None) == "stop":
+        raise ConfigError(
+            f"privacy.mechanism={privacy.mechanism}: every round is paid for, and with method.final=stop {name} sends "
+            "nothing in the last ones; use method.final=keep_last"
+        )
 
 
 def _refuse_labels_of_text(config: Config) -> None:
@@ -256,8 +266,13 @@ def _local_votes(federation: Federation, privacy: LocalVotesPrivacy) -> LocalVot
 
 
 def _labels(federation: Federation, privacy: LabelPrivacy) -> RandomLabels:
-    sizes = [len(index) for index in federation.split.train]
-    _meaningful(privacy.delta, sizes)
+    _meaningful(privacy.delta, [len(index) for index in federation.split.train])
+    if federation.notes(0):
+        instead = "set method.score=none" if hasattr(federation.config.method, "score") else "use another mechanism"
+        raise ConfigError(
+            f"privacy.mechanism=labels: {federation.config.method_name} notes something about private records before "
+            f"their labels are drawn, which may tell the true ones; {instead}"
+        )
     return RandomLabels(
         delta=privacy.delta,
         budget=privacy.epsilon,

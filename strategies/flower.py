@@ -268,6 +268,8 @@ class KnowledgeStrategy(Strategy):
             if reason.startswith(BudgetExhausted.__name__):
                 raise BudgetExhausted(reason)
             raise SchemaError(reason)
+        for event in self._promised(client):  # it left, whatever it says of itself, and whether or not it is of use
+            self.ledger.record(client, t, event)
         said, about = wire.unpack(reply.content)
         knowledge = said.to(self.federation.device)
         try:
@@ -277,8 +279,6 @@ class KnowledgeStrategy(Strategy):
             raise SchemaError(f"client {client}, round {t}: the answer does not say what it is ({error})") from error
         expected = Peer(client, self.federation.client_models[client])
         schema = self.method.reply_schema(self.federation.client_task(client), without_control(down))
-        for event in self._promised(client):  # it left, whatever it says of itself, and whether or not it is of use
-            self.ledger.record(client, t, event)
         released = admit(Released(peer, at, knowledge, events), t, expected, schema, self.mechanism)
         self.transcript.write(t, client, "up", released.knowledge)
         return released

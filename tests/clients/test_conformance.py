@@ -22,6 +22,7 @@ from fedkd.errors import ConfigError
 from fedkd.grid import Engine, LocalGrid
 from fedkd.knowledge import fingerprint
 from fedkd.registry import METHODS, method_class
+from fedkd.sections import MECHANISMS
 from privacy import mechanisms
 from strategies.flower import KnowledgeStrategy
 
@@ -45,9 +46,9 @@ def configuration(name: str, mechanism: str) -> Config:
         case "rad" | "rad_clients":
             method |= {"questions": 10, "student_epochs": 2, "error_rate": 0.1}
         case "swing":
-            method["score"] = "rarity"
+            method["score"] = "none" if mechanism == "labels" else "rarity"
         case "swing_labels":
-            method |= {"score": "none", "noise": "none" if mechanism == "gaussian" else "laplace"}
+            method |= {"score": "none", "noise": "laplace" if mechanism in ("none", "ambassador", "labels") else "none"}
         case "dense":
             method |= {"synthesis_epochs": 2, "synthesis_batch": 16, "generator_steps": 3}
     raw = {
@@ -62,14 +63,18 @@ def configuration(name: str, mechanism: str) -> Config:
         raw["data"]["public"] = 100
     if mechanism == "ambassador":
         raw["privacy"] |= {"delta": 1e-3, "steps": 2}
+    if mechanism == "labels":
+        raw["privacy"]["delta"] = 1e-3
     return Config.from_raw(raw)
 
 
 def cases() -> list[tuple[str, str]]:
-    """Every registered method behind every mechanism that it allows."""
+    """Every registered method behind every mechanism that it allows; `labels`, which allows all, with three of them."""
     found = []
     for name in METHODS:
-        for mechanism in ("none", "ambassador", "gaussian"):
+        for mechanism in MECHANISMS:
+            if mechanism == "labels" and name not in ("fedavg", "fedmd", "fedd2s"):
+                continue
             try:
                 mechanisms.refuse(configuration(name, mechanism))
             except ConfigError:

@@ -27,7 +27,7 @@ def config(**privacy) -> Config:
 
 @pytest.mark.slow
 def test_noise_that_is_claimed_and_never_added_is_contradicted(monkeypatch, tmp_path, fedkd_here):
-    monkeypatch.setattr(GaussianRows, "noise", lambda self, bounded, rng, down: bounded)
+    monkeypatch.setattr(GaussianRows, "noise", lambda self, bounded, rng, down=None: bounded)
     out = tmp_path / "silent"
     summary = Run(config(), out).go()
     told = {one["target"]: one for one in summary["audit"]["verdicts"]}

@@ -21,7 +21,7 @@ from fedkd.grid import identify_server
 from fedkd.knowledge import Knowledge, fingerprint, nest, pick
 
 SCHEMA = {"logits": ((2, 3), torch.float32), "counts": ((3,), torch.int64)}
-ABOUT = {"round": 3, "model": "mlp", "share": 0.5, "event": ""}
+ABOUT = {"round": 3, "model": "mlp", "share": 0.5, "events": "[]"}
 
 
 def good() -> Knowledge:

@@ -299,11 +299,21 @@ def test_a_nonsensical_reply_is_refused_and_never_stops_the_server(edit, reason)
     assert all(reason in str(r.failures[0].refused) for r in rounds)
 
 
-def test_a_release_that_claims_another_booking_is_refused_and_booked_as_the_mechanism_says():
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (about(events=json.dumps([Event(1e6).to_json()])), "expected the release to book"),
+        (about(events="[]"), "expected the release to book"),
+        (about(events="{"), "the answer does not say what it is"),
+        (about(events=None), "the answer does not say what it is"),
+        (garbled, "a message should hold"),
+    ],
+    ids=["another", "none", "no JSON", "left out", "unreadable"],
+)
+def test_a_release_that_claims_another_booking_is_refused_and_booked_as_the_mechanism_says(edit, reason):
     config = configured("fedmd", privacy={"mechanism": "gaussian", "epsilon": 5.0}, federation={"rounds": 1})
-    dear = Event(1e6)
-    strategy, _, rounds = run(config, tampered(about(events=json.dumps([dear.to_json()]))))
-    assert "expected the release to book" in str(rounds[0].failures[0].refused)
+    strategy, _, rounds = run(config, tampered(edit))
+    assert reason in str(rounds[0].failures[0].refused)
     assert strategy.ledger.releases(BAD) == ((1, *strategy.mechanism.events()),)  # a false claim cannot stop the run
 
 
