@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedkd.knowledge import Knowledge, Params, Schema
 from privacy.events import DpEvent, Event
-from privacy.gaussian import GaussianUpdate, update_of
+from privacy.gaussian import GaussianUpdate, norm_of, update_of
 from privacy.mechanism import CONTROL, NOTHING
 
 CLIP, BELOW = f"{CONTROL}/clip", f"{CONTROL}/below"
@@ -60,9 +60,8 @@ class AdaptiveUpdate(GaussianUpdate):
     def bound(self, raw: Knowledge, down: Knowledge = NOTHING) -> Knowledge:
         """Clip the update at the bound that came down; say whether it was within, as 1/2 or -1/2."""
         here, update = self._at(down), update_of(raw, down)
-        norm = math.sqrt(sum(float(part.double().square().sum()) for part in update.values()))
         clipped = GaussianUpdate.bound(here, raw, down)
-        below = torch.tensor(0.5 if norm <= here.clip else -0.5, device=next(iter(update.values())).device)
+        below = torch.tensor(0.5 if norm_of(update) <= here.clip else -0.5, device=next(iter(update.values())).device)
         return Knowledge({**clipped.tensors, BELOW: below})
 
     def noise(self, bounded: Knowledge, rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:

@@ -16,7 +16,7 @@ from fedkd.task import Client, Penalty, Task
 from privacy.class_sums import RecordSums
 from privacy.dp_sgd import DpSgd
 from privacy.events import DpEvent, Event, Relation, Unit
-from privacy.mechanism import NOTHING, Mechanism
+from privacy.mechanism import NOTHING, PUBLIC_SET, SEEDED, Mechanism
 
 _SUMS = ("sums", "counts")
 
@@ -124,8 +124,8 @@ class Ambassador(Mechanism):
         return (
             "clients hold disjoint records, so the federation's epsilon is the largest of the clients'",
             f"the number {self.dp.expected_batch:g}, the federation's average expected batch, is public",
-            "the public set does not depend on private data",
-            "the noise comes from a seeded generator, as simulations need; a deployment must draw it afresh",
+            PUBLIC_SET,
+            SEEDED,
         )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedkd import learn
 from fedkd.knowledge import Knowledge, Params
 from fedkd.task import Client, Task
-from privacy.gaussian import Gaussian, clipped_rows, finite
+from privacy.gaussian import Gaussian, clipped_rows, finite, normal
 from privacy.mechanism import NOTHING
 
 
@@ -49,8 +49,8 @@ class RecordSums:
     def noised(self, said: Knowledge, rng: np.random.Generator) -> Knowledge:
         """Noise on every sum and every count; then what is too few is absent."""
         std = math.sqrt(2) * self.noise_multiplier
-        sums = said.tensors["sums"] + self.clip * std * _normal(rng, said.tensors["sums"])
-        counts = said.tensors["counts"] + std * _normal(rng, said.tensors["counts"])
+        sums = said.tensors["sums"] + self.clip * std * normal(rng, said.tensors["sums"])
+        counts = said.tensors["counts"] + std * normal(rng, said.tensors["counts"])
         return _present(sums, counts, self.min_count * std)
 
 
@@ -106,7 +106,3 @@ class GaussianSums(Gaussian):
 def _present(sums: Tensor, counts: Tensor, least: float) -> Knowledge:
     held = counts > least
     return Knowledge({"sums": torch.where(held[:, None], sums, 0.0), "counts": torch.where(held, counts, 0.0)})
-
-
-def _normal(rng: np.random.Generator, like: Tensor) -> Tensor:
-    return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32)).to(like.device)

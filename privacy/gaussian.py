@@ -21,7 +21,7 @@ from torch import Tensor
 from fedkd.errors import PrivacyError
 from fedkd.knowledge import Knowledge, Params
 from privacy.events import DpEvent, Event
-from privacy.mechanism import NOTHING, Mechanism
+from privacy.mechanism import NOTHING, PUBLIC_SET, SEEDED, UNAMPLIFIED, Mechanism
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,7 @@ class Gaussian(Mechanism):
     def _noised(self, tensors: Mapping[str, Tensor], std: float, rng: np.random.Generator) -> Params:
         noised = {}
         for name, value in tensors.items():
-            z = torch.from_numpy(rng.standard_normal(tuple(value.shape), dtype=np.float32)).to(value.device)
-            noised[name] = value + std * z
+            noised[name] = value + std * normal(rng, value)
         return noised
 
     def view(self) -> str:
@@ -111,7 +110,7 @@ class Gaussian(Mechanism):
 
     def sampling(self) -> str:
         """No amplification."""
-        return "none claimed: every release of a client counts in full, since the server knows who takes part"
+        return UNAMPLIFIED
 
     def assumptions(self) -> tuple[str, ...]:
         """What the statement takes for granted."""
@@ -121,8 +120,8 @@ class Gaussian(Mechanism):
         )
         return (
             *((simulated,) if self.hypothetical else ()),
-            "the public set does not depend on private data",
-            "the noise comes from a seeded generator, as simulations need; a deployment must draw it afresh",
+            PUBLIC_SET,
+            SEEDED,
         )
 
 
@@ -172,7 +171,7 @@ class GaussianUpdate(Gaussian):
             PrivacyError: The answer has a tensor that did not come down, so there is no update to clip.
         """
         update = update_of(raw, down)
-        scale = min(1.0, self.clip / max(_norm(update), 1e-12))
+        scale = min(1.0, self.clip / max(norm_of(update), 1e-12))
         return Knowledge({name: down.tensors[name] + scale * part for name, part in update.items()})
 
     def noisy_mean(self, bounded: list[Knowledge], rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:
@@ -195,6 +194,11 @@ def clipped_rows(rows: Tensor, bound: float) -> Tensor:
     return clipped
 
 
+def normal(rng: np.random.Generator, like: Tensor) -> Tensor:
+    """Standard normal noise, shaped as a tensor and where it is."""
+    return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32)).to(like.device)
+
+
 def finite(value: Tensor) -> Tensor:
     """NaN and infinities become 0."""
     return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
@@ -207,5 +211,6 @@ def update_of(raw: Knowledge, down: Knowledge) -> Params:
     return {name: finite(value) - down.tensors[name] for name, value in raw.tensors.items()}
 
 
-def _norm(update: Mapping[str, Tensor]) -> float:
+def norm_of(update: Mapping[str, Tensor]) -> float:
+    """L2 norm of all tensors together."""
     return math.sqrt(sum(float(part.double().square().sum()) for part in update.values()))

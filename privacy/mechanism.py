@@ -25,6 +25,10 @@ EXCLUDED = (
     "hyper-parameters, where they were chosen by looking at private data",
 )
 
+UNAMPLIFIED = "none claimed: every release of a client counts in full, since the server knows who takes part"
+PUBLIC_SET = "the public set does not depend on private data"
+SEEDED = "the noise comes from a seeded generator, as simulations need; a deployment must draw it afresh"
+
 NOTHING = Knowledge({})
 
 CONTROL = "privacy"

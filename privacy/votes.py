@@ -21,8 +21,8 @@ from torch.nn.functional import one_hot
 
 from fedkd.knowledge import Knowledge
 from privacy.events import DpEvent, RandomisedResponse, Relation
-from privacy.gaussian import finite
-from privacy.mechanism import NOTHING, Mechanism
+from privacy.gaussian import finite, normal
+from privacy.mechanism import NOTHING, PUBLIC_SET, SEEDED, UNAMPLIFIED, Mechanism
 from privacy.releases import confident_votes, votes
 
 
@@ -46,14 +46,11 @@ class Voting(Mechanism):
 
     def sampling(self) -> str:
         """No amplification."""
-        return "none claimed: every release of a client counts in full, since the server knows who takes part"
+        return UNAMPLIFIED
 
     def assumptions(self) -> tuple[str, ...]:
         """What the statement takes for granted."""
-        return (
-            "the public set does not depend on private data",
-            "the noise comes from a seeded generator, as simulations need; a deployment must draw it afresh",
-        )
+        return PUBLIC_SET, SEEDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +83,11 @@ class GNMax(Voting):
     def noisy_mean(self, bounded: list[Knowledge], rng: np.random.Generator, down: Knowledge = NOTHING) -> Knowledge:
         """The winners of the noisy counts, as ``scale`` in their places."""
         counts = torch.stack([k.tensors["logits"] for k in bounded]).sum(0) / self.scale
-        winner = _ballots((counts + self.std * _normal(rng, counts)).argmax(-1), bounded[0])
+        winner = _ballots((counts + self.std * normal(rng, counts)).argmax(-1), bounded[0])
         if self.threshold is None:
             return Knowledge({"logits": self.scale * winner})
         most = counts.amax(-1).flatten()
-        passed = most + self.threshold_std * _normal(rng, most) >= self.threshold * self.cohort
+        passed = most + self.threshold_std * normal(rng, most) >= self.threshold * self.cohort
         order = torch.from_numpy(rng.permutation(len(most))).to(most.device)
         chosen = torch.zeros_like(passed)
         chosen[order[passed[order]][: self.answers]] = True
@@ -184,7 +181,3 @@ def randomised(y: Tensor, classes: int, report_epsilon: float, rng: np.random.Ge
 def _ballots(winner: Tensor, like: Knowledge) -> Tensor:
     logits = like.tensors["logits"]
     return one_hot(winner, logits.shape[-1]).to(logits.dtype)
-
-
-def _normal(rng: np.random.Generator, like: Tensor) -> Tensor:
-    return torch.from_numpy(rng.standard_normal(tuple(like.shape), dtype=np.float32)).to(like.device)
